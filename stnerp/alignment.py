@@ -1,0 +1,138 @@
+"""Affine pre-alignment: where a scan lies relative to the reference before anything deforms.
+
+SimpleITK does the work. The metric is the correlation, which forgives a different scale of intensities; on
+longitudinal lung scans it left a smaller error than mutual information, from either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+import SimpleITK as sitk
+
+from stnerp.errors import FitError
+from stnerp.geometry import Grid
+
+Kind = Literal["none", "rigid", "affine"]
+
+
+def affine_between(
+    reference: sitk.Image, target: sitk.Image, kind: Kind = "affine", spacing_mm: float = 4.0
+) -> np.ndarray:
+    """The affine map that takes reference points to target points.
+
+    Several starts (as the headers say, centres of the fields of view, centres of mass) are compared by
+    a short rigid fit, the best is refined, and for "affine" the rigid result is relaxed.
+
+    Args:
+        reference: 3D image in [0, 1].
+        target: 3D image in [0, 1], on any grid.
+        kind: "none", "rigid" or "affine".
+        spacing_mm: resolution at which the images are compared.
+
+    Returns:
+        (4, 4), homogeneous, LPS mm: reference point -> target point.
+
+    Raises:
+        FitError: no start gives overlapping images.
+    """
+    if kind == "none":
+        return np.eye(4)
+    fixed, moving = _coarse(reference, spacing_mm), _coarse(target, spacing_mm)
+    starts = [
+        sitk.Euler3DTransform(_centre(fixed), 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)),
+        _initial(fixed, moving, sitk.CenteredTransformInitializerFilter.GEOMETRY),
+        _initial(fixed, moving, sitk.CenteredTransformInitializerFilter.MOMENTS),
+    ]
+    rigid = [_register(fixed, moving, start, shrink=(4, 2)) for start in starts]
+    found = [result for result in rigid if result is not None]
+    if not found:
+        raise FitError(
+            "pre-alignment: the images of the series have no overlap that could be aligned; check that they "
+            "show the same region, or align them first and pass align='none'"
+        )
+    start = min(found, key=lambda result: result[1])[0]
+    if kind == "affine":
+        affine = sitk.AffineTransform(3)
+        affine.SetCenter(start.GetCenter())
+        affine.SetMatrix(start.GetMatrix())
+        affine.SetTranslation(start.GetTranslation())
+        start = affine
+    refined = _register(fixed, moving, start, shrink=(2, 1))
+    return _matrix(start if refined is None else refined[0])
+
+
+def _register(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...]
+) -> tuple[sitk.Transform, float] | None:
+    """The transform after a fit from `start` and its metric (lower is better); None if nothing overlaps."""
+    transform = type(start)(start)
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)  # sums in a fixed order: the same result on every run
+    method.SetMetricAsCorrelation()
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.25)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=2.0, minStep=0.01, numberOfIterations=100, relaxationFactor=0.6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(list(shrink))
+    method.SetSmoothingSigmasPerLevel([float(s) / 2 for s in shrink])
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:  # ITK: all samples outside the moving image
+        return None
+    return transform, method.GetMetricValue()
+
+
+def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> sitk.Transform:
+    start = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), how)
+    return sitk.Euler3DTransform(start)
+
+
+def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """The image smoothed and resampled to an isotropic spacing."""
+    grid = Grid.of(image)
+    coarse = grid.with_spacing(tuple(max(s, spacing_mm) for s in grid.spacing_mm))  # type: ignore[arg-type]
+    smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), spacing_mm / 2)
+    return sitk.Resample(
+        smooth,
+        coarse.size,
+        sitk.Transform(),
+        sitk.sitkLinear,
+        coarse.origin_mm,
+        coarse.spacing_mm,
+        coarse.direction,
+    )
+
+
+def _centre(image: sitk.Image) -> list[float]:
+    return [float(c) for c in Grid.of(image).centre_mm]
+
+
+def _matrix(transform: sitk.Transform) -> np.ndarray:
+    """Homogeneous (4, 4) of a centred linear transform."""
+    linear = np.asarray(transform.GetMatrix()).reshape(3, 3)
+    centre = np.asarray(transform.GetCenter())
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = centre + np.asarray(transform.GetTranslation()) - linear @ centre
+    return matrix
+
+
+def affine_at(matrices: np.ndarray, times: Sequence[float], t: float, period: float | None = None) -> np.ndarray:
+    """The alignment at time t, between those of the measured times (T, 4, 4): linear in the matrix logarithm.
+
+    Before the first and after the last time it stays as it is there.
+    """
+    identity = np.eye(4)
+    if all(np.allclose(matrix, identity) for matrix in matrices):
+        return identity
+    logs = np.stack([scipy.linalg.logm(matrix).real for matrix in matrices]).reshape(len(matrices), 16)
+    log = [np.interp(t, times, column, period=period) for column in logs.T]
+    return scipy.linalg.expm(np.reshape(log, (4, 4)))

@@ -1,0 +1,1 @@
+"""Other ways to answer the same question, one file per method."""

@@ -1,0 +1,240 @@
+"""Fit Def-Net with the reference frozen: min Σₜ Σₚ |R(p + uₜ(p)) − fₜ(p)|² (Eq. 6), or a better similarity.
+
+A step: velocity of all times on the lattice (one pass of the network) → scaling and squaring →
+displacement at the voxels of this level → the reference pulled back → its similarity to each target.
+Times are done one after the other, so memory doesn't grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from stnerp import losses
+from stnerp.alignment import Kind, affine_between
+from stnerp.def_net import DefNet, def_net_of
+from stnerp.device import device_of
+from stnerp.errors import FitError, InputError
+from stnerp.geometry import Grid, Triple
+from stnerp.model import STNeRP
+from stnerp.preprocess import normalised, on_grid
+from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
+from stnerp.ref_net import RefNet, cosine
+from stnerp.series import Series
+from stnerp.time_basis import TimeBasis
+from stnerp.velocity import exponential
+from stnerp.warp import displaced_points, resize, warp
+
+Similarity = Callable[[torch.Tensor], torch.Tensor]
+
+
+def fit_deformation(
+    series: Series,
+    ref_net: RefNet | None = None,
+    *,
+    preset: str = "fast",
+    align: Kind | Literal["auto"] = "auto",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> STNeRP:
+    """Learn how a patient moves or changes over a series.
+
+    Args:
+        series: two or more images; those other than the reference are fitted.
+        ref_net: the reference's network (`fit_reference`); None: the reference's voxels, read
+            linearly (the paper's "w/o prior").
+        preset: "fast" or "paper".
+        align: affine pre-alignment of each image to the reference: "none", "rigid", "affine", or "auto":
+            "affine" for follow-up scans, "none" for a periodic series (one scan, one position).
+        device: "auto", "cpu", "cuda", ...
+        seed: of the network's start.
+        progress: show a bar with the loss and the time left.
+        settings: any field of `presets.DefNetSettings`, by name.
+
+    Raises:
+        InputError: unknown names, or a Ref-Net of another image.
+        FitError: no overlap to align, or a loss that is not a number.
+    """
+    chosen = with_changes(preset_of(preset).def_net, settings)
+    where = device_of(device)
+    if ref_net is not None and not ref_net.grid.is_close(series.grid):
+        raise InputError("ref_net: it was fitted to another grid than this series' reference; fit it again")
+    torch.manual_seed(seed)
+    alignments = _alignments(series, align)
+    basis = TimeBasis(series.times, series.reference_time, series.period)
+    net = def_net_of(series.grid, basis, chosen).to(where)
+    if ref_net is not None:
+        ref_net = ref_net.to(where).requires_grad_(False)
+    history = _optimise(net, ref_net, series, alignments, chosen, progress)
+    return STNeRP(
+        def_net=net.eval(),
+        ref_net=ref_net,
+        settings=chosen,
+        alignments=alignments,
+        window=series.window,
+        reference_voxels=None if ref_net is not None else normalised(series.reference_image, series.window),
+        history=history,
+        time_unit=series.time_unit,
+    )
+
+
+def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
+    """(T, 4, 4), reference point -> point of the image at each time."""
+    if kind == "auto":
+        kind = "affine" if series.period is None else "none"
+    reference = series.grid.image(normalised(series.reference_image, series.window))
+    matrices = [np.eye(4)] * len(series)
+    for i in series.targets:
+        target = Grid.of(series.images[i]).image(normalised(series.images[i], series.window))
+        matrices[i] = affine_between(reference, target, kind)
+    return np.stack(matrices)
+
+
+def _optimise(
+    net: DefNet,
+    ref_net: RefNet | None,
+    series: Series,
+    alignments: np.ndarray,
+    settings: DefNetSettings,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """Train `net` in place, level by level; returns the loss and its terms at each step."""
+    optimiser = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
+    steps = sum(level.iterations for level in settings.levels)
+    schedule = cosine(optimiser, steps) if settings.decay == "cosine" else None
+    reference = ref_net.render() if ref_net is not None else normalised(series.reference_image, series.window)
+    draw = np.random.default_rng(torch.initial_seed())
+    history: list[dict[str, Any]] = []  # tensors until the end: reading one waits for the GPU
+    with tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
+        for number, level in enumerate(settings.levels):
+            images = _Level(net, ref_net, reference, series, alignments, settings, level)
+            for _ in range(level.iterations):
+                optimiser.zero_grad(set_to_none=True)
+                values = images.backward(_chosen_times(series, settings, draw))
+                optimiser.step()
+                if schedule is not None:
+                    schedule.step()
+                bar.update()
+                if len(history) % 10 == 0 or len(history) == steps - 1:
+                    loss = float(values["loss"])
+                    if not np.isfinite(loss):
+                        raise FitError(f"Def-Net: the loss is {loss} at step {len(history)}; lower learning_rate")
+                    bar.set_postfix(loss=f"{loss:.4f}", level=f"{number + 1}/{len(settings.levels)}")
+                history.append({"step": len(history) + 1, "level": number + 1, **values})
+    return [{name: float(value) for name, value in row.items()} for row in history]
+
+
+def _chosen_times(series: Series, settings: DefNetSettings, draw: np.random.Generator) -> list[int]:
+    """Which targets this step looks at: all, or some drawn without repetition."""
+    targets = list(series.targets)
+    if settings.times_per_step is None or settings.times_per_step >= len(targets):
+        return targets
+    return sorted(draw.choice(targets, settings.times_per_step, replace=False).tolist())
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One time's image at one level: how well a moved reference agrees with it."""
+
+    time: float
+    similarity: Similarity
+
+
+class _Level:
+    """The images of one level of the fit, and the loss between them."""
+
+    def __init__(
+        self,
+        net: DefNet,
+        ref_net: RefNet | None,
+        reference: np.ndarray,
+        series: Series,
+        alignments: np.ndarray,
+        settings: DefNetSettings,
+        level: Level,
+    ) -> None:
+        self.net, self.ref_net, self.settings = net, ref_net, settings
+        grid, device = series.grid, next(net.parameters()).device
+        self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
+        self.half_extent_mm = torch.tensor(grid.half_extent_mm, device=device)[:, None, None, None]
+        sigma_mm = settings.smoothing * (level.spacing_mm or 0.0)
+        # The reference is read between its voxels, so it is kept at twice the resolution.
+        fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
+        self.reference = _tensor(fine, device)
+        self.targets: dict[int, _Target] = {}
+        for i in series.targets:
+            image = series.images[i]
+            target, covered = on_grid(
+                normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm
+            )
+            weight = None if covered.all() else _tensor(covered, device)
+            measure = _similarity(settings, _tensor(target, device), weight, self.voxels)
+            self.targets[i] = _Target(series.times[i], measure)
+
+    def backward(self, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Add the gradient of the mean loss over these targets to the network; returns the loss's terms."""
+        targets = [self.targets[i] for i in chosen]
+        velocity_mm = self.net.lattice_velocity(self.lattice.shape, [target.time for target in targets])
+        # The graph is cut here: each time's images are done and forgotten before the next one's,
+        # and the network's own backward pass runs once, on the sum.
+        leaf = velocity_mm.detach().requires_grad_()
+        sums: dict[str, torch.Tensor] = {}
+        for row, target in enumerate(targets):
+            terms = self._terms(leaf[row : row + 1], target)
+            loss = torch.stack(list(terms.values())).sum() / len(targets)
+            loss.backward()
+            for name, value in {"loss": loss * len(targets), **terms}.items():
+                sums[name] = sums.get(name, loss.new_zeros(())) + value.detach() / len(targets)
+        velocity_mm.backward(leaf.grad)
+        return sums
+
+    def _terms(self, velocity_mm: torch.Tensor, target: _Target) -> dict[str, torch.Tensor]:
+        """The weighted terms of the loss at one time, from its velocity (1, 3, z, y, x) on the lattice."""
+        settings, spacing_mm = self.settings, self.lattice.spacing_mm
+        displacement = exponential(velocity_mm / self.half_extent_mm, settings.squarings)
+        terms: dict[str, torch.Tensor] = {settings.loss: target.similarity(self._pull_back(displacement))}
+        for name, penalty in VELOCITY_PENALTIES.items():
+            if weight := getattr(settings, name):
+                terms[name] = weight * penalty(velocity_mm, spacing_mm)
+        for name, penalty in DISPLACEMENT_PENALTIES.items():
+            if weight := getattr(settings, name):
+                terms[name] = weight * penalty(displacement * self.half_extent_mm, spacing_mm)
+        return terms
+
+    def _pull_back(self, displacement: torch.Tensor) -> torch.Tensor:
+        """The reference at p + u(p) for the voxels p of this level, (1, 1, z, y, x)."""
+        displacement = resize(displacement, self.voxels.shape)
+        if self.ref_net is None or self.settings.reference == "rendered":
+            return warp(self.reference, displacement)
+        points = displaced_points(displacement).reshape(-1, 3)
+        return self.ref_net(points).reshape(1, 1, *self.voxels.shape)
+
+
+Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]
+VELOCITY_PENALTIES: dict[str, Penalty] = {
+    "diffusion": losses.diffusion,
+    "bending": losses.bending,
+    "total_variation": losses.total_variation,
+}
+DISPLACEMENT_PENALTIES: dict[str, Penalty] = {"folding": losses.folding_penalty, "volume": losses.volume_penalty}
+
+
+def _similarity(
+    settings: DefNetSettings, fixed: torch.Tensor, weight: torch.Tensor | None, grid: Grid
+) -> Similarity:
+    if settings.loss == "local_ncc":
+        return losses.LocalNCC(fixed, grid.spacing_mm, settings.window_mm, weight, settings.noise)
+    measure = losses.mse if settings.loss == "mse" else losses.global_ncc
+    return lambda moved: measure(fixed, moved, weight)
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(1, 1, z, y, x), float32."""
+    return torch.from_numpy(array).to(device, torch.float32)[None, None]

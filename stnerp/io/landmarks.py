@@ -1,0 +1,177 @@
+"""Landmark files to world points (LPS mm), and back."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stnerp.errors import InputError, MissingFileError
+from stnerp.geometry import Grid
+from stnerp.io.image import check_writable
+
+_Line = tuple[int, str]  # line number from 1, and what stands there
+
+
+def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np.ndarray:
+    """Points (N, 3), float64, LPS mm, in the order of the file.
+
+    Formats, told apart by what is in them:
+
+    - elastix and transformix: `point` (LPS mm) or `index` (voxel indices from 0) on the first line,
+      the number of points on the second.
+    - 3D Slicer .fcsv, with RAS or LPS in its header (RAS where it has none, as Slicer reads it).
+    - rows of x, y, z in LPS mm, separated by commas, semicolons, tabs or spaces; columns are found by
+      a header (x or x_mm, ...), else a fourth column, in front, is a label.
+
+    Lines that are empty or start with # are skipped.
+
+    Args:
+        path: the file.
+        grid: of the image that the landmarks belong to; needed for `index` files.
+
+    Raises:
+        MissingFileError: no such file.
+        InputError: an empty file, a line that isn't a point (its number is named), another number of
+            points than the file states, or an `index` file without `grid`.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path}: no such landmark file; check the path")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: can't be read as text; save the landmarks as CSV") from None
+    every_line = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in every_line if line and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"{path}: holds no landmarks; expected one point x, y, z per line")
+    if lines[0][1].lower() in ("point", "index"):
+        return _elastix(path, lines, grid)
+    if Path(path).suffix.lower() == ".fcsv":
+        comments = [line for _, line in every_line if line.startswith("#")]
+        return _slicer(path, comments, lines)
+    return _table(path, lines)
+
+
+def write_landmarks(points_mm: np.ndarray, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write points (N, 3), LPS mm, as CSV with the header x_mm,y_mm,z_mm; every digit is kept.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+        InputError: not (N, 3), or the file exists and `overwrite` is false.
+    """
+    points_mm = np.asarray(points_mm, dtype=np.float64)
+    if points_mm.ndim != 2 or points_mm.shape[1] != 3:
+        raise InputError(f"landmarks: shape {points_mm.shape} must be (N, 3), x, y, z in mm")
+    path = Path(path)
+    check_writable(path, overwrite)
+    rows = ["x_mm,y_mm,z_mm", *(",".join(map(repr, point)) for point in points_mm.tolist())]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _elastix(path: str | os.PathLike[str], lines: Sequence[_Line], grid: Grid | None) -> np.ndarray:
+    kind = lines[0][1].lower()
+    if len(lines) < 2 or not lines[1][1].isdigit():
+        raise InputError(f"{path}: the line after '{kind}' must be the number of points")
+    stated = int(lines[1][1])
+    points = np.array([_point(path, line, line[1].split()) for line in lines[2:]]).reshape(-1, 3)
+    if len(points) != stated or stated == 0:
+        raise InputError(f"{path}: states {stated} points and holds {len(points)}; correct its second line")
+    if kind == "point":
+        return points
+    if grid is None:
+        raise InputError(f"{path}: holds voxel indices; pass the grid of its image (grid=Grid.of(image))")
+    return grid.index_to_world(points)
+
+
+def _slicer(path: str | os.PathLike[str], comments: Sequence[str], lines: Sequence[_Line]) -> np.ndarray:
+    stated = dict(re.findall(r"#\s*(CoordinateSystem|columns)\s*=\s*(.*)", "\n".join(comments)))
+    system = stated.get("CoordinateSystem", "RAS").strip()
+    if system not in ("0", "1", "RAS", "LPS"):
+        raise InputError(f"{path}: coordinate system {system} is not known; save it from Slicer as RAS or LPS")
+    columns = [name.strip() for name in stated.get("columns", "id,x,y,z").split(",")]
+    if not {"x", "y", "z"} <= set(columns):
+        raise InputError(f"{path}: the header's columns lack x, y or z; save it from Slicer again")
+    where = [columns.index(axis) for axis in "xyz"]
+    points = []
+    for number, text in lines:
+        fields = next(csv.reader([text]))
+        picked = [fields[i] for i in where] if len(fields) > max(where) else fields
+        points.append(_point(path, (number, text), picked))
+    return np.array(points) * ([1, 1, 1] if system in ("1", "LPS") else [-1, -1, 1])
+
+
+def _table(path: str | os.PathLike[str], lines: Sequence[_Line]) -> np.ndarray:
+    rows = [(line, _fields(line[1])) for line in lines]
+    header = rows[0][1]
+    names = [re.sub(r"[^a-z]", "", field.lower()) for field in header]
+    if any(_is_number(field) for field in header):
+        where = _columns_without_names(path, header)
+    else:
+        rows = rows[1:]
+        where = _columns_by_name(path, names)
+    if not rows:
+        raise InputError(f"{path}: holds a header and no landmarks; expected one point x, y, z per line")
+    points = []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise InputError(
+                f"{path}, line {line[0]}: {len(fields)} columns, the first line has {len(header)}; correct it"
+            )
+        points.append(_point(path, line, [fields[i] for i in where]))
+    return np.array(points)
+
+
+def _fields(text: str) -> list[str]:
+    separator = next((s for s in ";\t," if s in text), None)
+    if separator is None:
+        return text.split()
+    return [field.strip() for field in next(csv.reader([text], delimiter=separator))]
+
+
+def _columns_by_name(path: str | os.PathLike[str], names: Sequence[str]) -> list[int]:
+    for x, y, z in (
+        ("x", "y", "z"),
+        ("xmm", "ymm", "zmm"),
+        ("xlpsmm", "ylpsmm", "zlpsmm"),
+        ("xlps", "ylps", "zlps"),
+    ):
+        if x in names and y in names and z in names:
+            return [names.index(axis) for axis in (x, y, z)]
+    raise InputError(f"{path}: the header must name the columns x, y, z (LPS mm); rename them")
+
+
+def _columns_without_names(path: str | os.PathLike[str], first: Sequence[str]) -> list[int]:
+    # A label may stand in front: a name or a whole number. A coordinate there means it stands behind.
+    label = first[0]
+    if len(first) == 4 and _is_number(label) and not float(label).is_integer():
+        raise InputError(f"{path}: four columns, and the first is no label; add a header that names x, y, z")
+    if len(first) not in (3, 4):
+        raise InputError(
+            f"{path}: {len(first)} columns; give x, y, z, with or without a label before "
+            "them, or add a header that names x, y, z"
+        )
+    return list(range(len(first)))[-3:]
+
+
+def _point(path: str | os.PathLike[str], line: _Line, fields: Sequence[str]) -> list[float]:
+    number, text = line
+    if len(fields) != 3 or not all(_is_number(field) for field in fields):
+        raise InputError(f"{path}, line {number}: '{text[:60]}' is not a point; expected three numbers x, y, z")
+    return [float(field) for field in fields]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False

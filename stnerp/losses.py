@@ -1,0 +1,168 @@
+"""How well two images agree, and how smooth a field is.
+
+Similarities take a fixed and a moved image (B, 1, z, y, x) in [0, 1] and optional weights of the
+same shape, and return a number that is lower when they agree better. Penalties take a vector field
+(B, 3, z, y, x) in mm along the grid's axes and its spacing in mm: they are means over the volume of
+derivatives in mm per mm, and so don't depend on resolution, spacing or batch size.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Spacing = tuple[float, float, float]
+
+
+# -- similarity
+
+
+def mse(fixed: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared difference (Eq. 3, 6). Any shape."""
+    return _mean((moved - fixed).square(), weight)
+
+
+def global_ncc(fixed: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """1 − normalised cross-correlation over all points, in [0, 2]. Any shape."""
+    f = fixed - _mean(fixed, weight)
+    m = moved - _mean(moved, weight)
+    covariance = _mean(f * m, weight)
+    return 1 - covariance / (_mean(f * f, weight) * _mean(m * m, weight) + 1e-12).sqrt()
+
+
+class LocalNCC:
+    """1 − mean local normalised cross-correlation between a fixed image and moved ones, in [0, 2].
+
+    Around each voxel, a box window: cov(f, m) / √((var f + ε)(var m + ε)). ε is the variance of the
+    images' noise: windows with nothing but noise count for nothing. What depends on the fixed image
+    alone is computed once.
+
+    Args:
+        fixed: (1, 1, z, y, x) in [0, 1].
+        spacing_mm: (x, y, z).
+        window_mm: side of the box; at least three voxels on every axis.
+        weight: (1, 1, z, y, x), how much each voxel counts, within a window and in the mean; None: all the same.
+        noise: standard deviation of the noise, in units of the image.
+    """
+
+    def __init__(
+        self,
+        fixed: torch.Tensor,
+        spacing_mm: Spacing,
+        window_mm: float,
+        weight: torch.Tensor | None = None,
+        noise: float = 0.01,
+    ) -> None:
+        self.radii = box_radii(fixed, spacing_mm, window_mm)
+        self.noise_variance = noise**2
+        self.weight = weight
+        # E[x²] − E[x]² in float32 loses less when x is small, so images are centred first.
+        self.fixed = fixed - 0.5
+        self.in_window = box_mean(torch.ones_like(fixed) if weight is None else weight, self.radii).clamp(min=1e-3)
+        self.fixed_mean = self._mean(self.fixed)
+        variance = self._mean(self.fixed**2) - self.fixed_mean**2
+        self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
+
+    def __call__(self, moved: torch.Tensor) -> torch.Tensor:
+        """The loss of a moved image (1, 1, z, y, x)."""
+        moved = moved - 0.5
+        m, mm, mf = self._mean(torch.cat([moved, moved * moved, moved * self.fixed], dim=1)).unbind(1)
+        covariance = mf - m * self.fixed_mean[:, 0]
+        deviation = ((mm - m * m).clamp(min=0) + self.noise_variance).sqrt()
+        correlation = covariance / (deviation * self.fixed_deviation[:, 0])
+        return 1 - _mean(correlation, None if self.weight is None else self.weight[:, 0])
+
+    def _mean(self, image: torch.Tensor) -> torch.Tensor:
+        """Mean within the window around each voxel, voxels by their weights."""
+        return box_mean(image if self.weight is None else image * self.weight, self.radii) / self.in_window
+
+
+def box_radii(image: torch.Tensor, spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:
+    """Half widths (z, y, x), in voxels, of a box of about `window_mm`; one at least, where the image allows it."""
+    x, y, z = (max(1, round((window_mm / s - 1) / 2)) for s in spacing_mm)
+    sizes = image.shape[-3:]
+    return min(z, sizes[0] - 1), min(y, sizes[1] - 1), min(x, sizes[2] - 1)
+
+
+def box_mean(image: torch.Tensor, radii: tuple[int, int, int]) -> torch.Tensor:
+    """Mean over a box around each voxel, zeros outside. (B, C, z, y, x).
+
+    One axis after the other, as a sum of shifted slices: on a CPU several times faster than a pooling
+    layer, and its backward pass is the same sum.
+    """
+    for axis, radius in zip((2, 3, 4), radii, strict=True):
+        n = image.shape[axis]
+        padding = [0] * 6
+        padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = radius
+        padded = torch.nn.functional.pad(image, padding)
+        total = padded.narrow(axis, 0, n)
+        for shift in range(1, 2 * radius + 1):
+            total = total + padded.narrow(axis, shift, n)
+        image = total / (2 * radius + 1)
+    return image
+
+
+# -- smoothness, in mm per mm
+
+
+def diffusion(field_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
+    """Mean |∇u|²: squared mm per mm."""
+    return torch.stack([d.square().sum(1).mean() for d in _differences(field_mm, spacing_mm)]).sum()
+
+
+def bending(field_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
+    """Mean of the squared second derivatives, mixed ones twice (Rueckert et al. 1999): mm² per mm⁴."""
+    gradient = [_gradient(field_mm, axis, spacing_mm) for axis in range(3)]
+    total = field_mm.new_zeros(())
+    for a in range(3):
+        for b in range(3):
+            total = total + _gradient(gradient[a], b, spacing_mm).square().sum(1).mean()
+    return total
+
+
+def total_variation(field_mm: torch.Tensor, spacing_mm: Spacing, epsilon: float = 1e-3) -> torch.Tensor:
+    """Isotropic total variation, mean |∇u| over all components and axes together: mm per mm.
+
+    It lets a field jump where tissue slides. `epsilon` rounds the kink at zero (Vishnevskiy et al. 2017).
+    """
+    gradient = torch.stack([_gradient(field_mm, axis, spacing_mm) for axis in range(3)], dim=1)
+    return (gradient.square().sum((1, 2)) + epsilon**2).sqrt().mean() - epsilon
+
+
+def jacobian_determinant(displacement_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
+    """|∂φ/∂p| of φ = id + u, (B, z, y, x): 1 keeps volume, ≤ 0 folds."""
+    rows = [_gradient(displacement_mm, axis, spacing_mm) for axis in range(3)]
+    jacobian = torch.stack(rows, dim=2)  # (B, component, axis, z, y, x)
+    jacobian = jacobian + torch.eye(3, device=jacobian.device)[None, :, :, None, None, None]
+    a, b, c = jacobian.unbind(2)
+    return (a * torch.linalg.cross(b, c, dim=1)).sum(1)
+
+
+def folding_penalty(displacement_mm: torch.Tensor, spacing_mm: Spacing, margin: float = 0.0) -> torch.Tensor:
+    """Mean of max(0, margin − |J|): zero where nothing folds."""
+    return (margin - jacobian_determinant(displacement_mm, spacing_mm)).clamp(min=0).mean()
+
+
+def volume_penalty(displacement_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
+    """Mean of J + 1/J − 2, the same for expansion and contraction; J is limited to [0.1, 10] here
+    (van Harten et al. 2023), which bounds the penalty, not any count of folded voxels."""
+    jacobian = jacobian_determinant(displacement_mm, spacing_mm).clamp(0.1, 10)
+    return (jacobian + 1 / jacobian - 2).mean()
+
+
+def _mean(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    if weight is None:
+        return values.mean()
+    return (values * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def _differences(field: torch.Tensor, spacing_mm: Spacing) -> list[torch.Tensor]:
+    """Forward differences along x, y, z: one voxel shorter on that axis, exact for any spacing."""
+    return [field.diff(dim=4 - axis) / spacing_mm[axis] for axis in range(3) if field.shape[4 - axis] > 1]
+
+
+def _gradient(field: torch.Tensor, axis: int, spacing_mm: Spacing) -> torch.Tensor:
+    """∂/∂x, ∂/∂y or ∂/∂z (axis 0, 1, 2): central differences, one-sided at the border."""
+    dim = 4 - axis
+    if field.shape[dim] == 1:
+        return torch.zeros_like(field)
+    return torch.gradient(field, spacing=spacing_mm[axis], dim=dim)[0]

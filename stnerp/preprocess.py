@@ -1,0 +1,99 @@
+"""From the scans as they came to the arrays that a fit compares: windowed, aligned, at one resolution.
+
+Only the resolution that a level of the fit needs is made, and only while it needs it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from stnerp.geometry import Grid, Triple
+from stnerp.window import Window
+
+
+def normalised(image: sitk.Image, window: Window) -> np.ndarray:
+    """Array (z, y, x) of a scan through its window: float32 in [0, 1]."""
+    return window.normalise(sitk.GetArrayViewFromImage(image))
+
+
+def on_grid(
+    array: np.ndarray,
+    grid: Grid,
+    to: Grid,
+    to_image: np.ndarray | None = None,
+    sigma_mm: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A scan smoothed, moved and resampled (linearly) onto another grid, in world space.
+
+    Args:
+        array: (z, y, x) on `grid`.
+        grid: where the scan lies.
+        to: where it is wanted.
+        to_image: (4, 4), a world point of `to` -> the scan's world point; None: the same point.
+        sigma_mm: width of a Gaussian that is applied first, against aliasing.
+
+    Returns:
+        The values (z, y, x) on `to`, float32, and whether the scan covers each voxel (bool).
+        Voxels that it doesn't cover hold the nearest covered value.
+    """
+    coarse = grid.with_spacing(_smoothed_spacing(grid, to, sigma_mm))
+    smooth = gaussian_resize(torch.from_numpy(array), coarse.shape, grid.spacing_mm, sigma_mm).numpy()
+    moved = to_image is not None and not np.allclose(to_image, np.eye(4))
+    if not moved and coarse.is_close(to):
+        return smooth, np.ones(to.shape, dtype=bool)
+    transform = affine_transform(to_image if moved and to_image is not None else np.eye(4))
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(to.size)
+    resampler.SetOutputSpacing(to.spacing_mm)
+    resampler.SetOutputOrigin(to.origin_mm)
+    resampler.SetOutputDirection(to.direction)
+    resampler.SetTransform(transform)
+    resampler.SetInterpolator(sitk.sitkLinear)
+    covered = sitk.GetArrayFromImage(resampler.Execute(coarse.image(np.ones(coarse.shape, np.float32)))) > 0.5
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
+
+
+def gaussian_resize(
+    array: torch.Tensor, shape: tuple[int, int, int], spacing_mm: Triple, sigma_mm: float
+) -> torch.Tensor:
+    """A volume (z, y, x) smoothed by a Gaussian and read at another shape of the same corners.
+
+    Separable: per axis one matrix of normalised Gaussian weights, which is smoothing and reading in one.
+    """
+    for axis in range(3):
+        n_from, n_to = array.shape[axis], shape[axis]
+        sigma = sigma_mm / spacing_mm[2 - axis]
+        if n_from == n_to and sigma < 0.3:  # a Gaussian this narrow changes nothing on this axis
+            continue
+        matrix = _gaussian_matrix(n_from, n_to, sigma).to(array.dtype)
+        array = torch.movedim(torch.movedim(array, axis, -1) @ matrix.T, -1, axis)
+    return array.contiguous()
+
+
+def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
+    """SimpleITK's form of a homogeneous 4 x 4 matrix."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
+def _gaussian_matrix(n_from: int, n_to: int, sigma: float) -> torch.Tensor:
+    """(n_to, n_from) weights; where the Gaussian is narrower than a voxel, linear interpolation."""
+    positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)
+    distance = positions[:, None] - torch.arange(n_from, dtype=torch.float64)[None, :]
+    hat = (1 - distance.abs()).clamp(min=0)
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2) if sigma >= 0.3 else hat
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _smoothed_spacing(grid: Grid, to: Grid, sigma_mm: float) -> Triple:
+    """A spacing for the smoothed scan: the wanted one if both grids share their axes, else half of it."""
+    same_corners = grid.with_spacing(to.spacing_mm).is_close(to)
+    if same_corners:
+        return to.spacing_mm
+    x, y, z = (max(s, sigma_mm) for s in grid.spacing_mm)
+    return x, y, z

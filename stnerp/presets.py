@@ -1,0 +1,189 @@
+"""All settings of a fit, in two presets: `paper`, to the letter, and `fast`, the default.
+
+Lengths are in mm and so mean the same on every scan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+from stnerp.errors import InputError
+from stnerp.geometry import Grid
+
+
+@dataclass(frozen=True)
+class RefNetSettings:
+    """How Ref-Net is built and fitted (Eq. 1-3).
+
+    Attributes:
+        backbone: "siren" (Fourier features and a SIREN: the paper's) or "grid" (multi-resolution features).
+        layers, width, omega, fourier_width, fourier_sigma: of the SIREN.
+        grid_levels, grid_features, decoder_width: of the feature grid: resolutions, each half the one
+            before, starting at the image's own; channels of each; hidden units of the decoder.
+        iterations: steps of Adam.
+        learning_rate, decay: constant, or falling to zero along a cosine.
+        points_per_step: voxels drawn for each step; None: all of them, as Eq. 3 reads.
+    """
+
+    backbone: Literal["siren", "grid"] = "grid"
+    layers: int = 8
+    width: int = 256
+    omega: float = 30.0
+    fourier_width: int = 256
+    fourier_sigma: float = 3.0
+    grid_levels: int = 5
+    grid_features: int = 4
+    decoder_width: int = 64
+    iterations: int = 300
+    learning_rate: float = 1e-2
+    decay: Literal["constant", "cosine"] = "cosine"
+    points_per_step: int | None = 2**16
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the fit, coarse to fine.
+
+    Attributes:
+        spacing_mm: spacing of the voxels that are compared, never finer than the reference's own; None: its own.
+        lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
+        iterations: steps of Adam.
+    """
+
+    spacing_mm: float | None
+    lattice_mm: float | None
+    iterations: int
+
+    def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
+        """The voxels that are compared, `refine` times as many per axis, never finer than the grid's own."""
+        if self.spacing_mm is None:
+            return grid
+        x, y, z = (max(self.spacing_mm / refine, s) for s in grid.spacing_mm)
+        return grid.with_spacing((x, y, z))
+
+    def lattice(self, grid: Grid) -> Grid:
+        """The lattice that carries the velocity."""
+        return self.voxels(grid) if self.lattice_mm is None else grid.with_spacing(self.lattice_mm)
+
+
+@dataclass(frozen=True)
+class DefNetSettings:
+    """How Def-Net is built and fitted (Eq. 4-6).
+
+    Attributes:
+        form: "factorised", v = Σₖ aₖ(t) Vₖ(x), or "space_time", one network of (x, y, z, t): the paper's.
+        layers, width, omega, fourier_width, fourier_sigma: of its SIREN. For "factorised" they count
+            per `length_mm`, for "space_time" per side of the image.
+        length_mm, velocity_mm: units of space and of the output of "factorised".
+        squarings: n of the scaling and squaring (Eq. 5).
+        reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
+            itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
+        loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
+        window_mm, noise: of the local NCC (see `losses.LocalNCC`).
+        smoothing: σ of the Gaussian before comparing at a level, in units of the level's spacing.
+        diffusion, bending, total_variation: weights of the penalties on the velocity.
+        folding, volume: weights of the penalties on the Jacobian of the displacement.
+        learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
+        levels: coarse to fine.
+        times_per_step: target times per step; None: all of them.
+    """
+
+    form: Literal["factorised", "space_time"] = "factorised"
+    layers: int = 4
+    width: int = 128
+    omega: float = 8.0
+    fourier_width: int = 64
+    fourier_sigma: float = 0.5
+    length_mm: float = 150.0
+    velocity_mm: float = 30.0
+    squarings: int = 6
+    reference: Literal["rendered", "network"] = "rendered"
+    loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
+    window_mm: float = 8.0
+    noise: float = 0.01
+    smoothing: float = 0.5
+    diffusion: float = 0.05
+    bending: float = 0.0
+    total_variation: float = 0.0
+    folding: float = 0.0
+    volume: float = 0.0
+    learning_rate: float = 1e-3
+    decay: Literal["constant", "cosine"] = "cosine"
+    levels: tuple[Level, ...] = (Level(8, 8, 60), Level(4, 8, 60))
+    times_per_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of both networks."""
+
+    ref_net: RefNetSettings = field(default_factory=RefNetSettings)
+    def_net: DefNetSettings = field(default_factory=DefNetSettings)
+
+
+FAST = Preset()
+
+PAPER = Preset(
+    ref_net=RefNetSettings(
+        backbone="siren", iterations=2000, learning_rate=1e-4, decay="constant", points_per_step=None
+    ),
+    def_net=DefNetSettings(
+        form="space_time",
+        layers=8,
+        width=256,
+        omega=30.0,
+        fourier_width=256,
+        fourier_sigma=3.0,
+        squarings=7,
+        reference="network",
+        loss="mse",
+        smoothing=0.0,
+        diffusion=0.0,
+        learning_rate=1e-5,
+        decay="constant",
+        levels=(Level(None, None, 2000),),
+    ),
+)
+
+PresetName = Literal["fast", "paper"]
+Settings = TypeVar("Settings", RefNetSettings, DefNetSettings)
+
+
+def preset_of(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    known = {"fast": FAST, "paper": PAPER}
+    if name not in known:
+        raise InputError(f"preset: unknown name {name!r}; give one of {', '.join(known)}")
+    return known[name]
+
+
+def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Settings with some replaced; `levels` may also come as (spacing_mm, lattice_mm, iterations) triples.
+
+    Raises:
+        InputError: a setting that doesn't exist.
+    """
+    known = {f.name for f in fields(settings)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise InputError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if "levels" in changes:
+        levels = tuple(_level(level) for level in changes["levels"])
+        if not levels:
+            raise InputError("levels: give at least one level (spacing_mm, lattice_mm, iterations)")
+        changes = {**changes, "levels": levels}
+    return replace(settings, **changes)
+
+
+def _level(value: Any) -> Level:
+    if isinstance(value, Level):
+        return value
+    try:
+        return Level(**value) if isinstance(value, dict) else Level(*value)
+    except TypeError as error:
+        raise InputError(f"levels: {value!r} must be spacing_mm, lattice_mm and iterations") from error

@@ -1,0 +1,194 @@
+"""Ref-Net R(p): the reference image as a continuous function (Eq. 1), fitted by Eq. 3."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from stnerp.checkpoint import read_checkpoint, write_checkpoint
+from stnerp.device import device_of
+from stnerp.errors import FitError
+from stnerp.geometry import Grid, cube_points
+from stnerp.losses import mse
+from stnerp.networks import FeatureGrid, in_chunks, siren
+from stnerp.preprocess import normalised
+from stnerp.presets import RefNetSettings, preset_of, with_changes
+from stnerp.series import Series
+from stnerp.window import Window
+
+CHUNK = 2**16
+KIND = "stnerp Ref-Net"
+
+
+class RefNet(nn.Module):
+    """Intensity at any point of the reference image.
+
+    Attributes:
+        grid: the reference image's grid; the network lives on its cube.
+        window: intensities in [0, 1] are those of this window.
+        settings: how the network is built.
+        history: one dict per recorded step of the fit: step, loss, psnr_db.
+    """
+
+    def __init__(self, grid: Grid, window: Window, settings: RefNetSettings) -> None:
+        super().__init__()
+        self.grid, self.window, self.settings = grid, window, settings
+        self.history: list[dict[str, float]] = []
+        if settings.backbone == "siren":
+            self.network: nn.Module = siren(
+                3,
+                1,
+                layers=settings.layers,
+                width=settings.width,
+                omega=settings.omega,
+                fourier_width=settings.fourier_width,
+                fourier_sigma=settings.fourier_sigma,
+            )
+        else:
+            spacings = [2.0**k for k in range(settings.grid_levels)][::-1]
+            shapes = [grid.with_spacing(_times(grid, s)).shape for s in spacings]
+            self.network = FeatureGrid(shapes, settings.grid_features, settings.decoder_width)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        """Intensities (N,), about [0, 1], at cube points (N, 3); differentiable in both."""
+        # The paper's coordinates are p ∈ [0, 1]³; the feature grid reads the cube itself.
+        inputs = (points + 1) / 2 if self.settings.backbone == "siren" else points
+        return in_chunks(self.network, inputs, CHUNK)[:, 0]
+
+    def render(self, grid: Grid | None = None) -> np.ndarray:
+        """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slice by slice, so any size fits."""
+        grid = grid or self.grid
+        device = next(self.parameters()).device
+        slices = []
+        with torch.no_grad():
+            for z in range(grid.shape[0]):
+                points = self.grid.world_to_cube(_slice_points(grid, z))
+                values = self(torch.as_tensor(points, dtype=torch.float32, device=device).reshape(-1, 3))
+                slices.append(values.reshape(grid.shape[1:]).cpu().numpy())
+        return np.stack(slices)
+
+    def image(self, grid: Grid | None = None) -> sitk.Image:
+        """The reference image as the network knows it, in the scan's own intensities."""
+        grid = grid or self.grid
+        return grid.image(self.window.denormalise(self.render(grid)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, for a file."""
+        return {
+            "grid": self.grid.to_dict(),
+            "window": self.window.to_dict(),
+            "settings": asdict(self.settings),
+            "weights": self.state_dict(),
+            "history": self.history,
+        }
+
+    @staticmethod
+    def from_dict(saved: dict[str, Any]) -> RefNet:
+        """The network that `to_dict` described, on the CPU, frozen."""
+        settings = with_changes(RefNetSettings(), saved["settings"])
+        net = RefNet(Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"]), settings)
+        net.load_state_dict(saved["weights"])
+        net.history = saved["history"]
+        return net.eval().requires_grad_(False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the network and all it needs into one file, all at once or not at all."""
+        return write_checkpoint(Path(path), KIND, self.to_dict())
+
+    @staticmethod
+    def load(path: str | Path) -> RefNet:
+        """Read what `save` wrote. Runs no code from the file.
+
+        Raises:
+            MissingFileError: no such file.
+            InputError: not a Ref-Net, or one of a newer format.
+        """
+        return RefNet.from_dict(read_checkpoint(Path(path), KIND))
+
+
+def fit_reference(
+    series: Series,
+    *,
+    preset: str = "fast",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> RefNet:
+    """Fit Ref-Net to the reference image of a series by mean squared error (Eq. 3).
+
+    Args:
+        series: its reference image is what is learnt.
+        preset: "fast" or "paper".
+        device: "auto", "cpu", "cuda", ...
+        seed: of the network's start and of the points that are drawn.
+        progress: show a bar with the loss and the time left.
+        settings: any field of `presets.RefNetSettings`, by name.
+
+    Raises:
+        InputError: an unknown preset, setting or device.
+        FitError: the loss is not a number.
+    """
+    chosen = with_changes(preset_of(preset).ref_net, settings)
+    where = device_of(device)
+    torch.manual_seed(seed)
+    net = RefNet(series.grid, series.window, chosen).to(where)
+    image = torch.from_numpy(normalised(series.reference_image, series.window)).to(where)
+    intensities, points = image.reshape(-1), None
+    if chosen.points_per_step is None:
+        points = cube_points(series.grid.shape, where).reshape(-1, 3)
+    optimiser = torch.optim.Adam(net.parameters(), lr=chosen.learning_rate)
+    schedule = cosine(optimiser, chosen.iterations) if chosen.decay == "cosine" else None
+    bar = tqdm(range(1, chosen.iterations + 1), desc="Ref-Net", disable=not progress)
+    for step in bar:
+        if points is None:
+            chosen_voxels = torch.randint(len(intensities), (chosen.points_per_step or 1,), device=where)
+            loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
+        else:
+            loss = mse(intensities, net(points))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if schedule is not None:
+            schedule.step()
+        if step % 20 == 0 or step == chosen.iterations:
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise FitError(f"Ref-Net: the loss is {value} at step {step}; lower learning_rate")
+            psnr_db = -10 * np.log10(max(value, 1e-12))
+            net.history.append({"step": step, "loss": value, "psnr_db": psnr_db})
+            bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
+    return net.eval()
+
+
+def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Cube points (N, 3) of voxels given by their place (N,) in the flattened array."""
+    z, y, x = grid.shape
+    index = torch.stack([voxels % x, voxels // x % y, voxels // (x * y)], dim=-1)
+    last = torch.tensor([max(n - 1, 1) for n in (x, y, z)], device=voxels.device)
+    return 2 * index / last - 1
+
+
+def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A learning rate that falls from its value to 2 % of it along half a cosine."""
+    rate = optimiser.param_groups[0]["lr"]
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.02 * rate)
+
+
+def _slice_points(grid: Grid, z: int) -> np.ndarray:
+    """World points (y, x, 3) of one slice."""
+    _, ny, nx = grid.shape
+    y, x = np.meshgrid(np.arange(ny, dtype=float), np.arange(nx, dtype=float), indexing="ij")
+    return grid.index_to_world(np.stack([x, y, np.full_like(x, z)], axis=-1))
+
+
+def _times(grid: Grid, factor: float) -> tuple[float, float, float]:
+    x, y, z = (s * factor for s in grid.spacing_mm)
+    return x, y, z

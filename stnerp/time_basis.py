@@ -1,0 +1,81 @@
+"""Smooth functions of time that vanish at the reference time: v(x, t) = Σₖ aₖ(t) Vₖ(x).
+
+Periodic (breathing, heartbeat): harmonics cos kθ − 1 and sin kθ. Otherwise (follow-ups): natural
+cubic splines, the k-th one at knot k and zero at all other knots, the reference time being a knot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_KNOTS = 9
+MAX_HARMONICS = 3
+
+
+@dataclass(frozen=True)
+class TimeBasis:
+    """aₖ(t), k = 1..size, in the user's unit of time; aₖ(reference_time) = 0 exactly.
+
+    Attributes:
+        times: measured times, increasing; they decide how many functions can be told apart.
+        reference_time: one of them.
+        period: length of a cycle, or None.
+    """
+
+    times: tuple[float, ...]
+    reference_time: float
+    period: float | None = None
+
+    def __call__(self, t: float) -> np.ndarray:
+        """(size,) values at time t. Past the measured range, splines go on as straight lines."""
+        if self.period is not None:
+            k = np.arange(1, self.harmonics + 1)
+            angle = 2 * np.pi * k * ((t - self.reference_time) / self.period)
+            return np.concatenate([np.cos(angle) - 1, np.sin(angle)])
+        knots = self.knots
+        others = knots != self.reference_time
+        return np.array([_natural_spline(knots, row, t) for row in np.eye(len(knots))[others]])
+
+    @property
+    def size(self) -> int:
+        return 2 * self.harmonics if self.period is not None else len(self.knots) - 1
+
+    @property
+    def harmonics(self) -> int:
+        """As many as the measured phases determine, and no more than breathing needs."""
+        return min(max((len(self.times) - 1) // 2, 1), MAX_HARMONICS)
+
+    @property
+    def knots(self) -> np.ndarray:
+        """Measured times, thinned evenly when there are many; first, last and reference always stay."""
+        times = np.asarray(self.times, dtype=float)
+        if len(times) <= MAX_KNOTS:
+            return times
+        chosen = np.linspace(0, len(times) - 1, MAX_KNOTS).round().astype(int)
+        return np.unique(np.append(times[chosen], self.reference_time))
+
+    @property
+    def measured_range(self) -> tuple[float, float]:
+        return min(self.times), max(self.times)
+
+
+def _natural_spline(knots: np.ndarray, values: np.ndarray, t: float) -> float:
+    """The natural cubic spline through (knots, values) at t; straight lines outside."""
+    n = len(knots)
+    h, slopes = np.diff(knots), np.diff(values) / np.diff(knots)
+    curvature = np.zeros(n)  # second derivatives; zero at both ends
+    if n > 2:
+        system = np.diag(2 * (h[:-1] + h[1:])) + np.diag(h[1:-1], 1) + np.diag(h[1:-1], -1)
+        curvature[1:-1] = np.linalg.solve(system, 6 * np.diff(slopes))
+    first = slopes[0] - h[0] * curvature[1] / 6
+    last = slopes[-1] + h[-1] * curvature[-2] / 6
+    if t <= knots[0]:
+        return float(values[0] + first * (t - knots[0]))
+    if t >= knots[-1]:
+        return float(values[-1] + last * (t - knots[-1]))
+    i = int(np.searchsorted(knots, t) - 1)
+    a, b = (knots[i + 1] - t) / h[i], (t - knots[i]) / h[i]
+    bend = ((a**3 - a) * curvature[i] + (b**3 - b) * curvature[i + 1]) * h[i] ** 2 / 6
+    return float(a * values[i] + b * values[i + 1] + bend)

@@ -1,0 +1,104 @@
+"""Read a volume at other points: sampling, warping, and resizing on the corner-aligned cube.
+
+Volumes are (B, C, z, y, x); points are cube coordinates (..., 3) ordered (x, y, z), see `geometry`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from stnerp.geometry import cube_points
+
+Shape = tuple[int, int, int]
+
+
+def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Values of a volume at points; beyond its border, the border's value.
+
+    Args:
+        volume: (B, C, z, y, x).
+        points: (B, ..., 3) cube coordinates.
+        mode: "bilinear" (trilinear here) or "nearest" (Eq. 7).
+
+    Returns:
+        (B, C, ...).
+    """
+    batch, channels = volume.shape[:2]
+    inner = points.shape[1:-1]
+    grid = points.reshape(batch, -1, 1, 1, 3) if len(inner) != 3 else points
+    values = F.grid_sample(volume, grid.to(volume.dtype), mode=mode, padding_mode="border", align_corners=True)
+    return values.reshape(batch, channels, *inner)
+
+
+def warp(volume: torch.Tensor, displacement: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """volume(p + u(p)) for every voxel p of the displacement's grid: the pull-back through φ = id + u.
+
+    Args:
+        volume: (B, C, z, y, x), on any shape of the same cube.
+        displacement: (B, 3, z, y, x) in cube units.
+
+    Returns:
+        (B, C, z, y, x) on the displacement's shape.
+    """
+    return sample(volume, displaced_points(displacement), mode)
+
+
+def displaced_points(displacement: torch.Tensor) -> torch.Tensor:
+    """p + u(p), (B, z, y, x, 3), of a displacement (B, 3, z, y, x) in cube units."""
+    shape = _spatial(displacement)
+    identity = cube_points(shape, displacement.device, displacement.dtype)
+    return identity + displacement.movedim(1, -1)
+
+
+def resize(volume: torch.Tensor, shape: Shape, order: int = 1) -> torch.Tensor:
+    """A volume (B, C, z, y, x) interpolated on another shape of the same cube.
+
+    Interpolation on a regular grid is separable: one small matrix per axis. `order` 1 is linear,
+    3 the cubic spline that passes through the given values.
+    """
+    for axis, (n_from, n_to) in enumerate(zip(_spatial(volume), shape, strict=True), start=2):
+        if n_from != n_to:
+            matrix = _interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
+            volume = torch.movedim(torch.movedim(volume, axis, -1) @ matrix.T, -1, axis)
+    return volume
+
+
+@lru_cache(maxsize=64)
+def _interpolation_matrix(n_from: int, n_to: int, order: int) -> torch.Tensor:
+    """(n_to, n_from): values at n_to even positions from values at n_from, ends on ends."""
+    if n_from == 1:
+        return torch.ones(n_to, 1)
+    positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)
+    if order == 1 or n_from < 4:
+        return _basis(positions, n_from, _hat).float()
+    at_knots = _basis(torch.arange(n_from, dtype=torch.float64), n_from, _cubic_b_spline)
+    return torch.linalg.solve(at_knots.T, _basis(positions, n_from, _cubic_b_spline).T).T.float()
+
+
+def _basis(positions: torch.Tensor, n: int, kernel: object) -> torch.Tensor:
+    """Kernel values of n knots at positions; knots past an end are folded back (mirrored)."""
+    knots = torch.arange(-2, n + 2, dtype=torch.float64)
+    weights = kernel(positions[:, None] - knots[None, :])  # type: ignore[operator]
+    folded = torch.zeros(len(positions), n, dtype=torch.float64)
+    mirrored = knots.abs().long()
+    mirrored = torch.where(mirrored > n - 1, 2 * (n - 1) - mirrored, mirrored)
+    return folded.index_add_(1, mirrored, weights)
+
+
+def _hat(x: torch.Tensor) -> torch.Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _cubic_b_spline(x: torch.Tensor) -> torch.Tensor:
+    x = x.abs()
+    inner = 2 / 3 - x**2 + x**3 / 2
+    outer = (2 - x).clamp(min=0) ** 3 / 6
+    return torch.where(x < 1, inner, outer)
+
+
+def _spatial(volume: torch.Tensor) -> Shape:
+    z, y, x = volume.shape[-3:]
+    return z, y, x

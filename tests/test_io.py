@@ -1,0 +1,537 @@
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+
+from stnerp.errors import InputError, MissingFileError
+from stnerp.geometry import Grid
+from stnerp.io.dicom import dicom_series, read_dicom_folder, read_dicom_series
+from stnerp.io.image import as_image, as_images, read_image, read_images, read_labels, write_image
+from stnerp.io.landmarks import read_landmarks, write_landmarks
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def rotation(x=0.0, y=0.0, z=0.0):
+    """Direction cosines (nine numbers) of a rotation by three angles in radians."""
+    transform = sitk.Euler3DTransform()
+    transform.SetRotation(x, y, z)
+    return transform.GetMatrix()
+
+
+OBLIQUE = Grid((5, 6, 7), (1.0, 2.0, 3.5), (-10.0, 20.0, 30.0), rotation(0.3, -0.2, 0.5))
+GRIDS = {
+    "LPS": Grid((5, 6, 7), (1.0, 2.0, 3.5), (-10.0, 20.0, 30.0)),
+    "RAS": Grid((5, 6, 7), (1.0, 2.0, 3.5), (-10.0, 20.0, 30.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1)),
+    "PIR": Grid((5, 6, 7), (1.0, 2.0, 3.5), (-10.0, 20.0, 30.0), (0, 0, -1, 1, 0, 0, 0, -1, 0)),
+    "oblique": OBLIQUE,
+}
+
+
+def numbered(grid, dtype=np.int16):
+    """An image whose voxels all differ, so that any flip or shift shows."""
+    return grid.image(np.arange(grid.voxels, dtype=dtype).reshape(grid.shape))
+
+
+def assert_same(image, other, atol_mm=1e-4):
+    # NIfTI keeps positions in float32: 1e-4 mm is a thousand times finer than any voxel here.
+    assert Grid.of(image).is_close(Grid.of(other), atol_mm)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(other))
+
+
+# -- images in files
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_written_images_read_back_the_same(tmp_path, suffix, orientation):
+    image = numbered(GRIDS[orientation])
+    write_image(image, tmp_path / f"a{suffix}")
+    assert_same(read_image(tmp_path / f"a{suffix}"), image)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_write_refuses_to_overwrite_unless_asked(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    write_image(numbered(OBLIQUE), path)
+    with pytest.raises(InputError, match="overwrite=true"):
+        write_image(numbered(OBLIQUE), path)
+    other = numbered(GRIDS["LPS"])
+    write_image(other, path, overwrite=True)
+    assert_same(read_image(path), other)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.nii"
+    write_image(numbered(OBLIQUE), path)
+    unwritable = sitk.Image([2] * 3, sitk.sitkLabelUInt8)
+    with pytest.raises(InputError, match=r"a\.nii: can't be written"):
+        write_image(unwritable, path, overwrite=True)
+    assert_same(read_image(path), numbered(OBLIQUE))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nii"]
+
+
+def test_write_names_what_is_wrong_with_the_path(tmp_path):
+    with pytest.raises(MissingFileError, match="folder does not exist"):
+        write_image(numbered(OBLIQUE), tmp_path / "no" / "a.nii")
+    with pytest.raises(InputError, match=r"must end in one of \.nii\.gz"):
+        write_image(numbered(OBLIQUE), tmp_path / "a.txt")
+
+
+def test_missing_and_broken_files_are_named_in_one_line(tmp_path):
+    with pytest.raises(MissingFileError, match=r"a\.nii: no such file") as error:
+        read_image(tmp_path / "a.nii")
+    assert isinstance(error.value, FileNotFoundError)
+    for name in ("b.nii.gz", "b.nrrd", "b.mha", "b.dcm"):
+        (tmp_path / name).write_bytes(b"NRRD0004\nnot an image")
+        with pytest.raises(InputError, match=name) as error:
+            read_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+        assert "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
+def test_a_file_cut_short_is_an_error(tmp_path, suffix, capfd):
+    path = tmp_path / f"a{suffix}"
+    write_image(numbered(OBLIQUE), path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=path.name):
+        read_image(path)
+    capfd.readouterr()  # MetaIO's own complaint
+
+
+def test_a_nifti_of_several_gzip_members_is_whole(tmp_path):
+    write_image(numbered(OBLIQUE), tmp_path / "a.nii")
+    whole = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(whole[:400]) + gzip.compress(whole[400:]))
+    assert_same(read_image(tmp_path / "b.nii.gz"), numbered(OBLIQUE))
+
+
+def test_only_3d_images_with_one_value_per_voxel(tmp_path):
+    flat = sitk.GetImageFromArray(np.zeros((5, 6), np.uint8))
+    vectors = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3)), isVector=True)
+    four = sitk.JoinSeries([numbered(OBLIQUE)] * 3)
+    for image, message in ((flat, "2D"), (vectors, "3 values per voxel"), (four, "3 images")):
+        sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+        with pytest.raises(InputError, match=message):
+            read_image(tmp_path / "a.nii.gz")
+        with pytest.raises(InputError, match=message):
+            as_image(image)
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.zeros((5, 6, 3), np.uint8), isVector=True), str(tmp_path / "a.png")
+    )
+    with pytest.raises(InputError, match="3 values per voxel"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_fourth_axis_of_one_image_does_not_matter(tmp_path):
+    sitk.WriteImage(sitk.JoinSeries([numbered(OBLIQUE)]), str(tmp_path / "a.mha"))
+    assert_same(read_image(tmp_path / "a.mha"), numbered(OBLIQUE))
+    assert read_images(tmp_path / "a.mha")[1:] == (None, None)
+
+
+# -- 4D files
+
+
+def write_4d_nifti(path, unit, step, start=0.0, count=3):
+    array = np.arange(5 * 6 * 7 * count, dtype=np.int16).reshape(5, 6, 7, count)
+    image = nib.Nifti1Image(array, np.diag([1, 2, 3, 1.0]))
+    image.header.set_xyzt_units("mm", unit)
+    image.header["pixdim"][4] = step
+    image.header["toffset"] = start
+    image.to_filename(path)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("stored", "unit"), [("sec", "s"), ("msec", "ms"), ("usec", "us"), ("unknown", None)]
+)
+def test_4d_nifti_times_are_in_its_own_unit(tmp_path, stored, unit):
+    array = write_4d_nifti(tmp_path / "a.nii.gz", stored, step=35, start=70)
+    images, times, time_unit = read_images(tmp_path / "a.nii.gz")
+    assert (times, time_unit) == ([70, 105, 140], unit)
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array[..., i].T)
+        assert image.GetSpacing() == (1, 2, 3)
+
+
+def test_4d_nifti_times_are_decimal(tmp_path):
+    write_4d_nifti(tmp_path / "a.nii", "sec", step=0.1, count=4)
+    # Neither float32's 0.10000000149 nor the sum's 0.30000000000000004.
+    assert read_images(tmp_path / "a.nii")[1] == [0, 0.1, 0.2, 0.3]
+
+
+def test_4d_nifti_without_a_step_has_no_times(tmp_path):
+    write_4d_nifti(tmp_path / "a.nii", "sec", step=0)
+    assert read_images(tmp_path / "a.nii")[1] is None
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_other_4d_files_have_times_without_a_unit(tmp_path, suffix):
+    phases = [numbered(OBLIQUE), numbered(OBLIQUE) + 1, numbered(OBLIQUE) + 2]
+    four = sitk.JoinSeries(phases, 5.0, 0.5)  # origin and spacing along t
+    sitk.WriteImage(four, str(tmp_path / f"a{suffix}"))
+    for images, times, unit in (read_images(tmp_path / f"a{suffix}"), as_images(four)):
+        assert (times, unit) == ([5, 5.5, 6], None)
+        for image, phase in zip(images, phases, strict=True):
+            assert_same(image, phase)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_cine_mr():
+    images, times, unit = read_images(DATA / "cine_mr" / "cine.nii.gz")
+    assert (times, unit) == ([35.0 * i for i in range(25)], "ms")
+    other = as_images(nib.load(DATA / "cine_mr" / "cine.nii.gz"))
+    assert other[1:] == (times, unit)
+    for image, same in zip(images, other[0], strict=True):
+        assert_same(image, same)
+
+
+# -- images in memory
+
+
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_nibabel_and_simpleitk_agree_on_the_same_file(tmp_path, orientation):
+    sitk.WriteImage(numbered(GRIDS[orientation]), str(tmp_path / "a.nii.gz"))
+    loaded = nib.load(tmp_path / "a.nii.gz")
+    image = as_image(loaded)
+    assert_same(image, numbered(GRIDS[orientation]))
+    # And with nibabel's own arithmetic: a voxel's RAS position is its LPS position with x, y negated.
+    ras = nib.affines.apply_affine(loaded.affine, [1, 2, 3])
+    np.testing.assert_allclose(image.TransformIndexToPhysicalPoint([1, 2, 3]), ras * [-1, -1, 1], atol=1e-4)
+    assert image[1, 2, 3] == np.asanyarray(loaded.dataobj)[1, 2, 3]
+
+
+def test_nibabel_rescaling_is_applied():
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4))
+    image.header.set_slope_inter(2, 1)
+    scaled = nib.Nifti1Image.from_bytes(image.to_bytes())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(as_image(scaled)), np.asanyarray(scaled.dataobj).T)
+
+
+def test_nibabel_shear_is_refused():
+    affine = np.diag([2.0, 2, 3, 1])
+    affine[0, 1] = 0.5
+    with pytest.raises(InputError, match="sheared"):
+        as_image(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine))
+
+
+def test_array_is_zyx_and_spacing_xyz():
+    array = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    for given in (array, torch.from_numpy(array).requires_grad_()):
+        image = as_image(given, (1.0, 2.0, 5.0), origin=(10, 20, 30))
+        assert image.GetSize() == (4, 3, 2)
+        assert image[3, 1, 0] == array[0, 1, 3]
+        assert image.TransformIndexToPhysicalPoint((3, 1, 1)) == (13, 22, 35)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, ">i2", np.int64, np.float16, np.float32, np.float64])
+def test_array_types(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(as_image(array, (1, 1, 1))), array)
+
+
+def test_bfloat16_tensor():
+    tensor = torch.arange(24).reshape(2, 3, 4).bfloat16()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(as_image(tensor, (1, 1, 1))), tensor.float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("value", "spacing", "message"),
+    [
+        (np.zeros((3, 4, 5)), None, r"spacing_mm=\(x, y, z\)"),
+        (np.zeros((3, 4, 5)), (1, 2), "three numbers"),
+        (np.zeros((3, 4, 5)), (1, 2, 0), "spacing"),
+        (np.zeros((4, 5)), (1, 1, 1), "shape"),
+        (np.zeros((3, 4, 5), complex), (1, 1, 1), "complex"),
+        (np.zeros((2, 3, 4, 5)), (1, 1, 1), "2 images"),
+        (3.5, None, "float is not an image"),
+    ],
+)
+def test_unusable_values_are_refused(value, spacing, message):
+    with pytest.raises(InputError, match=message):
+        as_image(value, spacing)
+
+
+def test_labels_may_be_stored_as_floats(tmp_path):
+    labels = numbered(OBLIQUE, np.float32)
+    write_image(labels, tmp_path / "a.nii.gz")
+    image = read_labels(tmp_path / "a.nii.gz")
+    assert image.GetPixelID() == sitk.sitkInt32
+    assert_same(image, labels)
+    write_image(labels + 0.5, tmp_path / "b.nii.gz")
+    with pytest.raises(InputError, match=r"b\.nii\.gz: labels must be whole numbers"):
+        read_labels(tmp_path / "b.nii.gz")
+
+
+# -- DICOM
+
+
+def write_dicom(folder, grid, array, uid, *, shift=None, skip=(), slope=1, intercept=-1024, **tags):
+    """A CT series with real tags; `array` (z, y, x) holds stored values, before the rescale.
+
+    Numbers may be given per slice; `tags` are DICOM keywords.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    axes = np.reshape(grid.direction, (3, 3))
+    x, y, z = grid.size
+    for k in set(range(z)) - set(skip):
+        position = grid.index_to_world(np.array([0.0, 0, k])) + (0 if shift is None else shift[k])
+        piece = pydicom.Dataset()
+        piece.SOPClassUID = pydicom.uid.CTImageStorage
+        piece.SOPInstanceUID = f"{uid}.{k + 1}"
+        piece.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.1"
+        piece.SeriesInstanceUID = uid
+        piece.Modality = "CT"
+        # Numbered against the direction of the stack: the order has to come from the positions.
+        piece.InstanceNumber = z - k
+        piece.ImagePositionPatient = [f"{value:.10g}" for value in position]
+        piece.ImageOrientationPatient = [f"{value:.12f}" for value in axes[:, :2].T.ravel()]
+        piece.PixelSpacing = [grid.spacing_mm[1], grid.spacing_mm[0]]  # between rows, then columns
+        piece.SliceThickness = 99  # says nothing about the distance
+        piece.Rows, piece.Columns = y, x
+        piece.SamplesPerPixel, piece.PhotometricInterpretation = 1, "MONOCHROME2"
+        piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = 16, 16, 15, 0
+        piece.RescaleSlope = np.broadcast_to(slope, z)[k]
+        piece.RescaleIntercept = np.broadcast_to(intercept, z)[k]
+        piece.PixelData = array[k].astype("<u2").tobytes()
+        for keyword, value in tags.items():
+            setattr(piece, keyword, value)
+        piece.file_meta = pydicom.dataset.FileMetaDataset()
+        piece.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        # Names in no order either.
+        piece.save_as(folder / f"{(k * 3) % 7}_{uid}.dcm", enforce_file_format=True)
+
+
+UID = "1.2.826.0.1.3680043.8.498.7"
+STORED = np.random.default_rng(0).integers(0, 3000, (7, 6, 5))
+
+
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_dicom_series_values_and_positions(tmp_path, orientation):
+    grid = GRIDS[orientation]
+    write_dicom(tmp_path / "sub", grid, STORED, UID)
+    (tmp_path / "DICOMDIR.txt").write_text("not DICOM")
+    image = read_image(tmp_path)
+    expected = grid.image((STORED - 1024).astype(np.int16))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
+    # Positions were written with ten digits.
+    assert Grid.of(image).is_close(grid, 1e-6)
+
+
+def test_dicom_stack_against_its_normal(tmp_path):
+    # Left-handed: slices were written downwards, the image comes back upwards, at the same places.
+    grid = Grid((5, 6, 7), (1, 2, 3.5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, -1))
+    write_dicom(tmp_path, grid, STORED, UID)
+    image = read_dicom_series(tmp_path)
+    expected = grid.image((STORED - 1024).astype(np.int16))[:, :, ::-1]
+    assert image.TransformIndexToPhysicalPoint((4, 5, 0)) == (4, 10, -21)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
+
+
+def test_dicom_slope_of_each_slice(tmp_path):
+    grid = Grid((5, 6, 7), (1, 2, 3))
+    slopes = 0.5 * np.arange(7) + 0.25
+    write_dicom(tmp_path, grid, STORED, UID, slope=slopes, intercept=-np.arange(7))
+    image = sitk.GetArrayFromImage(read_dicom_series(tmp_path))
+    # Exact: quarters of small integers.
+    np.testing.assert_array_equal(image, STORED * slopes[:, None, None] - np.arange(7)[:, None, None])
+
+
+def test_dicom_phases_in_order(tmp_path):
+    grid = Grid((5, 6, 7), (1, 2, 3))
+    # Written in the wrong order on purpose: names, series numbers and times of day all say otherwise.
+    for i, percent in enumerate((50, 0, 100, 30)):
+        write_dicom(
+            tmp_path / "4d",
+            grid,
+            np.full((7, 6, 5), percent),
+            f"{UID}.{i}",
+            SeriesDescription=f"P4^S100, Gated, {percent}.0%",
+            AcquisitionDate="20240105",
+            AcquisitionTime=f"1{9 - i}0000",
+            SeriesNumber=9 - i,
+        )
+    earlier = {"AcquisitionDate": "20231231", "SeriesDescription": "planning"}
+    write_dicom(tmp_path / "old", grid, np.full((7, 6, 5), 7), f"{UID}.9", **earlier)
+    assert [series.phase for series in dicom_series(tmp_path)] == [None, 0, 30, 50, 100]
+    values = [sitk.GetArrayFromImage(image).max() + 1024 for image in read_dicom_folder(tmp_path)]
+    assert values == [7, 0, 30, 50, 100]
+    with pytest.raises(InputError, match=r"5 DICOM series \(planning"):
+        read_image(tmp_path)
+
+
+def test_dicom_phases_that_share_one_series(tmp_path):
+    grid = Grid((5, 6, 7), (1, 2, 3))
+    for phase in (2, 10, 1):
+        shared = {"TemporalPositionIdentifier": phase, "SeriesInstanceUID": UID}
+        write_dicom(tmp_path, grid, np.full((7, 6, 5), phase), f"{UID}.{phase}", **shared)
+    values = [sitk.GetArrayFromImage(image).max() + 1024 for image in read_dicom_folder(tmp_path)]
+    assert values == [1, 2, 10]
+
+
+def test_dicom_same_positions_without_a_phase(tmp_path):
+    grid = Grid((5, 6, 7), (1, 2, 3))
+    for i in range(2):
+        write_dicom(tmp_path, grid, STORED, f"{UID}.{i}", SeriesInstanceUID=UID)
+    with pytest.raises(InputError, match="several slices at the same position"):
+        read_dicom_folder(tmp_path)
+
+
+def test_dicom_copies_and_localisers_and_doses_do_not_count(tmp_path):
+    grid = Grid((5, 6, 7), (1, 2, 3))
+    write_dicom(tmp_path / "a", grid, STORED, UID)
+    write_dicom(tmp_path / "copy", grid, STORED, UID)
+    write_dicom(tmp_path / "scout", grid, STORED, f"{UID}.3", skip=range(1, 7))
+    write_dicom(tmp_path / "dose", grid, STORED, f"{UID}.4", Modality="RTDOSE")
+    assert len(dicom_series(tmp_path)) == 1
+    assert read_image(tmp_path).GetSize() == (5, 6, 7)
+
+
+@pytest.mark.parametrize("missing", [1, 3, 5])
+def test_dicom_missing_slice(tmp_path, missing):
+    write_dicom(tmp_path, OBLIQUE, STORED, UID, skip=[missing])
+    with pytest.raises(InputError, match=rf"{tmp_path.name}.*missing or unevenly spaced.*3\.5 to 7 mm"):
+        read_image(tmp_path)
+
+
+def test_dicom_rounded_positions_are_no_gaps(tmp_path):
+    shift = np.zeros((7, 3))
+    shift[:, 2] = np.random.default_rng(1).uniform(-0.05, 0.05, 7)
+    write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 1.25)), STORED, UID, shift=shift)
+    assert read_image(tmp_path).GetSize() == (5, 6, 7)
+
+
+def test_dicom_tilted_gantry(tmp_path):
+    shift = np.zeros((7, 3))
+    shift[:, 1] = np.arange(7) * 0.5
+    write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 3)), STORED, UID, shift=shift)
+    with pytest.raises(InputError, match="tilted gantry"):
+        read_image(tmp_path)
+
+
+def test_dicom_folder_without_images(tmp_path):
+    with pytest.raises(MissingFileError, match="no DICOM series"):
+        read_image(tmp_path)
+    with pytest.raises(MissingFileError, match="no such folder"):
+        dicom_series(tmp_path / "no")
+
+
+def test_dicom_reading_is_silent(tmp_path):
+    write_dicom(tmp_path, OBLIQUE, STORED, UID, shift=np.random.default_rng(1).uniform(-0.05, 0.05, (7, 3)))
+    code = "import sys; from stnerp.io.image import read_image; read_image(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
+    assert sitk.ProcessObject.GetGlobalWarningDisplay()
+
+
+# -- landmarks
+
+POINTS = np.array([[1.5, -2, 3], [4, 5.25, -1e3], [0, 0, 7]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.5,-2,3\n4,5.25,-1e3\n0,0,7\n",
+        "x,y,z\n1.5,-2,3\n4,5.25,-1e3\n0,0,7",
+        "\ufeffx_mm;y_mm;z_mm\r\n1.5;-2;3\r\n4;5.25;-1e3\r\n0;0;7\r\n",
+        "X (mm),Y (mm),Z (mm)\n1.5,-2,3\n4,5.25,-1e3\n0,0,7",
+        "1.5\t-2\t3\n4\t5.25\t-1e3\n0\t0\t7",
+        "  1.5  -2 3\n\n# a comment\n4 5.25 -1e3\n0 0 7\n",
+        "1, 1.5, -2, 3\n2, 4, 5.25, -1e3\n3, 0, 0, 7",
+        'carina,1.5,-2,3\n"rib, left",4,5.25,-1e3\nc,0,0,7',
+        "label,x,y,z\na,1.5,-2,3\nb,4,5.25,-1e3\nc,0,0,7",
+        "z,y,x,label\n3,-2,1.5,a\n-1e3,5.25,4,b\n7,0,0,c",
+        "point\n3\n1.5 -2 3\n4 5.25 -1e3\n0 0 7\n",
+    ],
+)
+def test_landmark_tables(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    points = read_landmarks(tmp_path / "a.txt")
+    assert points.dtype == np.float64
+    np.testing.assert_array_equal(points, POINTS)
+
+
+def test_index_landmarks_count_from_zero(tmp_path):
+    (tmp_path / "a.txt").write_text("index\n2\n0 0 0\n1 2 3\n")
+    points = read_landmarks(tmp_path / "a.txt", OBLIQUE)
+    image = numbered(OBLIQUE)
+    expected = [image.TransformIndexToPhysicalPoint(index) for index in ((0, 0, 0), (1, 2, 3))]
+    np.testing.assert_allclose(points, expected, atol=1e-12)
+    with pytest.raises(InputError, match="pass the grid"):
+        read_landmarks(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("header", "sign"),
+    [
+        ("# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n", -1),
+        ("# Markups fiducial file version = 4.11\n# CoordinateSystem = RAS\n", -1),
+        ("# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n", 1),
+        ("# CoordinateSystem = 1\n", 1),
+        ("", -1),
+    ],
+)
+def test_slicer_landmarks(tmp_path, header, sign):
+    columns = "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+    rows = "1,1.5,-2,3,0,0,0,1,1,1,0,F-1,,\n2,4,5.25,-1e3,0,0,0,1,1,1,0,F-2,,\n3,0,0,7,0,0,0,1,1,1,0,F-3,,\n"
+    (tmp_path / "a.fcsv").write_text(header + columns + rows)
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.fcsv"), POINTS * [sign, sign, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "no landmarks"),
+        ("a.csv", "# only this\n", "no landmarks"),
+        ("a.csv", "x,y,z\n", "a header and no landmarks"),
+        ("a.csv", "x,y,z\n1,2,3\n\n1,two,3\n", "line 4: '1,two,3'"),
+        ("a.csv", "1,2,3\n1,2,nan\n", "line 2"),
+        ("a.csv", "1,2,3\n1,2\n", "line 2: 2 columns"),
+        ("a.csv", "1,2\n", "2 columns"),
+        ("a.csv", "1.5,2,3,7\n", "the first is no label"),
+        ("a.csv", "r,a,s\n1,2,3\n", "must name the columns x, y, z"),
+        ("a.txt", "point\n3\n1 2 3\n", "states 3 points and holds 1"),
+        ("a.txt", "point\n1\n1 2 3\n4 5 6\n", "states 1 points and holds 2"),
+        ("a.txt", "point\n1 2 3\n", "must be the number of points"),
+        ("a.txt", "point\n1\n1 2\n", "line 3"),
+        ("a.fcsv", "# CoordinateSystem = IJK\n1,2,3,4\n", "coordinate system IJK"),
+        ("a.fcsv", "# CoordinateSystem = LPS\n1,2,x,4\n", "line 2"),
+    ],
+)
+def test_landmark_files_that_are_wrong(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_landmarks(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_landmark_file_missing_or_binary(tmp_path):
+    with pytest.raises(MissingFileError, match="no such landmark file"):
+        read_landmarks(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="can't be read as text"):
+        read_landmarks(tmp_path / "a.csv")
+
+
+def test_landmarks_round_trip_bit_by_bit(tmp_path):
+    points = np.random.default_rng(0).normal(size=(20, 3)) * 100
+    write_landmarks(points, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().startswith("x_mm,y_mm,z_mm\n")
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), points)
+    with pytest.raises(InputError, match="overwrite=true"):
+        write_landmarks(points, tmp_path / "a.csv")
+    write_landmarks(points[:2], tmp_path / "a.csv", overwrite=True)
+    assert len(read_landmarks(tmp_path / "a.csv")) == 2
+    with pytest.raises(InputError, match=r"\(N, 3\)"):
+        write_landmarks(points[:, :2], tmp_path / "b.csv")
