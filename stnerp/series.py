@@ -178,9 +178,7 @@ def _load_images(
         if len(images) == 1:
             return _load_images(images[0], spacing_mm)
         names = _names(images)
-        loaded = [
-            _named(as_image, image, name, spacing_mm) for image, name in zip(images, names, strict=True)
-        ]
+        loaded = [_named(as_image, image, name, spacing_mm) for image, name in zip(images, names, strict=True)]
         return loaded, names, None, None
     if isinstance(images, str | os.PathLike):
         if Path(images).is_dir():
@@ -382,9 +380,7 @@ def _points(points: Any, i: int, grid: Grid, image_name: str) -> np.ndarray:
     if points_mm.ndim != 2 or points_mm.shape[1] != 3 or len(points_mm) == 0:
         raise InputError(f"{name}: shape {points_mm.shape} must be (N, 3), x, y, z in LPS mm")
     if not np.isfinite(points_mm).all():
-        raise InputError(
-            f"{name}: holds coordinates that are NaN or infinite; remove those points everywhere"
-        )
+        raise InputError(f"{name}: holds coordinates that are NaN or infinite; remove those points everywhere")
     inside = int(grid.contains(points_mm).sum())
     if inside == 0:
         raise InputError(f"{name}: no point lies inside {image_name}; are they in LPS mm, and of this scan?")
@@ -409,8 +405,6 @@ def _one_per_image(given: Any, argument: str, count: int, reference: int, ndim: 
         return values
     if _is_list(given) or (isinstance(given, np.ndarray | torch.Tensor) and given.ndim == ndim + 1):
         if len(given) != count:
-            raise InputError(
-                f"{argument}: {len(given)} for {count} images; give one per image, None for none"
-            )
+            raise InputError(f"{argument}: {len(given)} for {count} images; give one per image, None for none")
         return list(given)
     return [given if i == reference else None for i in range(count)]

@@ -124,9 +124,7 @@ def test_only_3d_images_with_one_value_per_voxel(tmp_path):
             read_image(tmp_path / "a.nii.gz")
         with pytest.raises(InputError, match=message):
             as_image(image)
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.zeros((5, 6, 3), np.uint8), isVector=True), str(tmp_path / "a.png")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6, 3), np.uint8), isVector=True), str(tmp_path / "a.png"))
     with pytest.raises(InputError, match="3 values per voxel"):
         read_image(tmp_path / "a.png")
 
@@ -150,9 +148,7 @@ def write_4d_nifti(path, unit, step, start=0.0, count=3):
     return array
 
 
-@pytest.mark.parametrize(
-    ("stored", "unit"), [("sec", "s"), ("msec", "ms"), ("usec", "us"), ("unknown", None)]
-)
+@pytest.mark.parametrize(("stored", "unit"), [("sec", "s"), ("msec", "ms"), ("usec", "us"), ("unknown", None)])
 def test_4d_nifti_times_are_in_its_own_unit(tmp_path, stored, unit):
     array = write_4d_nifti(tmp_path / "a.nii.gz", stored, step=35, start=70)
     images, times, time_unit = read_images(tmp_path / "a.nii.gz")
@@ -338,10 +334,11 @@ def test_dicom_stack_against_its_normal(tmp_path):
 
 def test_dicom_slope_of_each_slice(tmp_path):
     grid = Grid((5, 6, 7), (1, 2, 3))
-    slopes = 0.5 * np.arange(7) + 0.25
+    # The first slice alone would fit an unsigned integer.
+    slopes = 0.5 * np.arange(7) + 1
     write_dicom(tmp_path, grid, STORED, UID, slope=slopes, intercept=-np.arange(7))
     image = sitk.GetArrayFromImage(read_dicom_series(tmp_path))
-    # Exact: quarters of small integers.
+    # Exact: halves of small integers.
     np.testing.assert_array_equal(image, STORED * slopes[:, None, None] - np.arange(7)[:, None, None])
 
 
@@ -406,7 +403,10 @@ def test_dicom_rounded_positions_are_no_gaps(tmp_path):
     shift = np.zeros((7, 3))
     shift[:, 2] = np.random.default_rng(1).uniform(-0.05, 0.05, 7)
     write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 1.25)), STORED, UID, shift=shift)
-    assert read_image(tmp_path).GetSize() == (5, 6, 7)
+    image = read_image(tmp_path)
+    # The distance that fits the whole stack, so that its last slice is where its tag says.
+    last = 6 * 1.25 + shift[6, 2]
+    np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((0, 0, 6)), (0, 0, last), atol=1e-6)
 
 
 def test_dicom_tilted_gantry(tmp_path):
@@ -427,9 +427,7 @@ def test_dicom_folder_without_images(tmp_path):
 def test_dicom_reading_is_silent(tmp_path):
     write_dicom(tmp_path, OBLIQUE, STORED, UID, shift=np.random.default_rng(1).uniform(-0.05, 0.05, (7, 3)))
     code = "import sys; from stnerp.io.image import read_image; read_image(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
     assert sitk.ProcessObject.GetGlobalWarningDisplay()
 

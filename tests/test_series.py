@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from test_io import write_dicom
+from test_io import rotation, write_dicom
 
 from stnerp.errors import InputError, MissingFileError, StnerpError
 from stnerp.geometry import Grid
@@ -65,9 +65,7 @@ def test_files_in_the_order_given(files):
     assert series.grid.is_close(GRID)
     assert series.reference_image is series.images[1]
     for i in range(3):
-        np.testing.assert_array_equal(
-            sitk.GetArrayFromImage(series.images[i]), sitk.GetArrayFromImage(image(i))
-        )
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(series.images[i]), sitk.GetArrayFromImage(image(i)))
     assert (series.period, series.time_unit, series.masks, series.landmarks) == (
         None,
         None,
@@ -118,9 +116,7 @@ def test_every_kind_of_image_gives_the_same_series(tmp_path):
 def test_dicom_folders(tmp_path):
     for i in range(3):
         stored = np.random.default_rng(i).integers(0, 2000, GRID.shape)
-        write_dicom(
-            tmp_path / f"day{i}", GRID, stored, f"1.2.3.{i}", SeriesDescription=f"Gated, {50 - 10 * i}%"
-        )
+        write_dicom(tmp_path / f"day{i}", GRID, stored, f"1.2.3.{i}", SeriesDescription=f"Gated, {50 - 10 * i}%")
     together = load_series(tmp_path)
     assert together.names == ("Gated, 30%", "Gated, 40%", "Gated, 50%")
     listed = load_series([tmp_path / f"day{i}" for i in range(3)])
@@ -174,11 +170,10 @@ def test_touching_boxes_overlap_and_distant_ones_do_not():
 
 
 def test_overlap_of_oblique_boxes_is_exact():
-    # A flat slab turned by 45 degrees about z: its bounding box covers the corner where the other lies.
-    half = float(np.sqrt(0.5))
-    slab = Grid((41, 4, 8), (1, 1, 1), (0, 0, 0), (half, -half, 0, half, half, 0, 0, 0, 1))
-    corner = Grid((6, 6, 8), (1, 1, 1), (20, 0, 0))
-    on_it = Grid((6, 6, 8), (1, 1, 1), (12, 12, 0))
+    # A slab 40 mm long, turned by 30 degrees about z: its bounding box covers the corner below it.
+    slab = Grid((41, 4, 8), (1, 1, 1), (0, 0, 0), rotation(z=np.pi / 6))
+    corner = Grid((6, 6, 8), (1, 1, 1), (25, 0, 0))
+    on_it = Grid((6, 6, 8), (1, 1, 1), (20, 10, 0))
     load_series([image(0, slab), image(1, on_it)])
     with pytest.raises(InputError, match="do not meet"):
         load_series([image(0, slab), image(1, corner)])
@@ -186,8 +181,8 @@ def test_overlap_of_oblique_boxes_is_exact():
 
 def test_boxes_apart_along_an_edge_direction_only():
     # Two beams crossing at a distance: no face normal separates them, the cross product of edges does.
-    a = Grid((60, 4, 4), (1, 1, 1), (-30, 0, 0), _turn(x=np.pi / 4))
-    b = Grid((4, 60, 4), (1, 1, 1), (0, -30, 0), _turn(y=np.pi / 4))
+    a = Grid((60, 4, 4), (1, 1, 1), (-30, 0, 0), rotation(x=np.pi / 4))
+    b = Grid((4, 60, 4), (1, 1, 1), (0, -30, 0), rotation(y=np.pi / 4))
     # 3 mm squares standing on an edge: a's top edge is at 3√2 mm, b's bottom edge at its origin - 3√½ mm.
     touching = 3 * np.sqrt(2) + 3 * np.sqrt(0.5)
     near, apart = (
@@ -197,12 +192,6 @@ def test_boxes_apart_along_an_edge_direction_only():
     load_series([image(0, a), near])
     with pytest.raises(InputError, match="do not meet"):
         load_series([image(0, a), apart])
-
-
-def _turn(x=0.0, y=0.0, z=0.0):
-    transform = sitk.Euler3DTransform()
-    transform.SetRotation(x, y, z)
-    return transform.GetMatrix()
 
 
 # -- masks
@@ -425,9 +414,7 @@ def test_lung_followup():
     )
     assert series.window == Window(-1000, 1000, "ct")
     assert all(len(points) == 100 for points in series.landmarks)
-    inside = [
-        Grid.of(one).contains(points) for one, points in zip(series.images, series.landmarks, strict=True)
-    ]
+    inside = [Grid.of(one).contains(points) for one, points in zip(series.images, series.landmarks, strict=True)]
     assert np.sum(inside[0] & inside[1]) == 51
     np.testing.assert_array_equal(series.landmarks[0][0], [-36.351, -36.974, -1204.5])
 
