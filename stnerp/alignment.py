@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 import SimpleITK as sitk
 
-from stnerp.errors import FitError
+from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid
 
 Kind = Literal["none", "rigid", "affine"]
@@ -37,15 +37,18 @@ def affine_between(
         (4, 4), homogeneous, LPS mm: reference point -> target point.
 
     Raises:
+        InputError: an unknown kind.
         FitError: no start gives overlapping images.
     """
+    if kind not in ("none", "rigid", "affine"):
+        raise InputError(f"align: unknown kind {kind!r}; give none, rigid, affine or auto")
     if kind == "none":
         return np.eye(4)
     fixed, moving = _coarse(reference, spacing_mm), _coarse(target, spacing_mm)
     starts = [
         sitk.Euler3DTransform(_centre(fixed), 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)),
-        _initial(fixed, moving, sitk.CenteredTransformInitializerFilter.GEOMETRY),
-        _initial(fixed, moving, sitk.CenteredTransformInitializerFilter.MOMENTS),
+        *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.GEOMETRY),
+        *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.MOMENTS),
     ]
     rigid = [_register(fixed, moving, start, shrink=(4, 2)) for start in starts]
     found = [result for result in rigid if result is not None]
@@ -74,7 +77,7 @@ def _register(
     method.SetNumberOfThreads(1)  # sums in a fixed order: the same result on every run
     method.SetMetricAsCorrelation()
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.25)
+    method.SetMetricSamplingPercentage(0.25, seed=1)  # without a seed ITK takes the clock's
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=0.01, numberOfIterations=100, relaxationFactor=0.6
@@ -90,9 +93,13 @@ def _register(
     return transform, method.GetMetricValue()
 
 
-def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> sitk.Transform:
-    start = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), how)
-    return sitk.Euler3DTransform(start)
+def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> list[sitk.Transform]:
+    """A start from the images' centres; none where they have no centre of mass (an image of zeros)."""
+    try:
+        start = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), how)
+    except RuntimeError:
+        return []
+    return [sitk.Euler3DTransform(start)]
 
 
 def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:

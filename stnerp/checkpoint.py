@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from stnerp.errors import InputError, MissingFileError
 FORMAT = 1
 
 
-def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> Path:
-    """Write plain values and tensors; an existing file is replaced only by a complete new one.
+def write_checkpoint(path: Path, kind: str, content: dict[str, Any], overwrite: bool = False) -> Path:
+    """Write plain values and tensors; an existing file is replaced only if asked, by a complete new one.
 
     Raises:
-        InputError: the folder can't be written to.
+        InputError: the file exists and `overwrite` is False, or the folder can't be written to.
     """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; choose another name or pass overwrite=True")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,8 @@ def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> Path:
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -43,7 +46,7 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise MissingFileError(f"{path}: no such file; expected a {kind}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # torch names no set: what a damaged file raises depends on where it is damaged
         raise InputError(f"{path}: can't be read as a {kind}; the file is damaged or something else") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise InputError(f"{path}: is not a {kind}; give the file that stnerp saved")

@@ -24,7 +24,7 @@ from stnerp.geometry import Grid, Triple
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
-from stnerp.ref_net import RefNet, cosine
+from stnerp.ref_net import RefNet, cosine, require_finite
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
@@ -64,8 +64,8 @@ def fit_deformation(
     """
     chosen = with_changes(preset_of(preset).def_net, settings)
     where = device_of(device)
-    if ref_net is not None and not ref_net.grid.is_close(series.grid):
-        raise InputError("ref_net: it was fitted to another grid than this series' reference; fit it again")
+    if ref_net is not None:
+        _check_ref_net(ref_net, series)
     torch.manual_seed(seed)
     alignments = _alignments(series, align)
     basis = TimeBasis(series.times, series.reference_time, series.period)
@@ -83,6 +83,17 @@ def fit_deformation(
         history=history,
         time_unit=series.time_unit,
     )
+
+
+def _check_ref_net(ref_net: RefNet, series: Series) -> None:
+    if not ref_net.grid.is_close(series.grid):
+        raise InputError("ref_net: it was fitted to another grid than this series' reference; fit it again")
+    theirs, ours = ref_net.window, series.window
+    if (theirs.low, theirs.high) != (ours.low, ours.high):
+        raise InputError(
+            f"ref_net: it was fitted with the window ({theirs.low:g}, {theirs.high:g}), this series has "
+            f"({ours.low:g}, {ours.high:g}); load the series with the same window or fit it again"
+        )
 
 
 def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
@@ -128,6 +139,7 @@ def _optimise(
                         raise FitError(f"Def-Net: the loss is {loss} at step {len(history)}; lower learning_rate")
                     bar.set_postfix(loss=f"{loss:.4f}", level=f"{number + 1}/{len(settings.levels)}")
                 history.append({"step": len(history) + 1, "level": number + 1, **values})
+    require_finite(net, "Def-Net")
     return [{name: float(value) for name, value in row.items()} for row in history]
 
 
@@ -163,7 +175,8 @@ class _Level:
         self.net, self.ref_net, self.settings = net, ref_net, settings
         grid, device = series.grid, next(net.parameters()).device
         self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
-        self.half_extent_mm = torch.tensor(grid.half_extent_mm, device=device)[:, None, None, None]
+        half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
+        self.half_extent_mm = half_extent_mm[:, None, None, None]
         sigma_mm = settings.smoothing * (level.spacing_mm or 0.0)
         # The reference is read between its voxels, so it is kept at twice the resolution.
         fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)

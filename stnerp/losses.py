@@ -106,16 +106,22 @@ def box_mean(image: torch.Tensor, radii: tuple[int, int, int]) -> torch.Tensor:
 
 def diffusion(field_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
     """Mean |∇u|²: squared mm per mm."""
-    return torch.stack([d.square().sum(1).mean() for d in _differences(field_mm, spacing_mm)]).sum()
+    total = field_mm.new_zeros(())
+    for axis in range(3):
+        first = _difference(field_mm, axis, spacing_mm)
+        if first.numel() > 0:
+            total = total + first.square().sum(1).mean()
+    return total
 
 
 def bending(field_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
     """Mean of the squared second derivatives, mixed ones twice (Rueckert et al. 1999): mm² per mm⁴."""
-    gradient = [_gradient(field_mm, axis, spacing_mm) for axis in range(3)]
     total = field_mm.new_zeros(())
     for a in range(3):
         for b in range(3):
-            total = total + _gradient(gradient[a], b, spacing_mm).square().sum(1).mean()
+            second = _difference(_difference(field_mm, a, spacing_mm), b, spacing_mm)
+            if second.numel() > 0:
+                total = total + second.square().sum(1).mean()
     return total
 
 
@@ -155,9 +161,9 @@ def _mean(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
-def _differences(field: torch.Tensor, spacing_mm: Spacing) -> list[torch.Tensor]:
-    """Forward differences along x, y, z: one voxel shorter on that axis, exact for any spacing."""
-    return [field.diff(dim=4 - axis) / spacing_mm[axis] for axis in range(3) if field.shape[4 - axis] > 1]
+def _difference(field: torch.Tensor, axis: int, spacing_mm: Spacing) -> torch.Tensor:
+    """Forward difference along x, y or z (axis 0, 1, 2) per mm: one voxel shorter there, exact for any spacing."""
+    return field.diff(dim=4 - axis) / spacing_mm[axis]
 
 
 def _gradient(field: torch.Tensor, axis: int, spacing_mm: Spacing) -> torch.Tensor:

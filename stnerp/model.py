@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -71,13 +72,14 @@ class STNeRP:
 
     # -- what users ask
 
-    def image(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
+    def image(self, t: float, grid: Grid | sitk.Image | None = None, outside: float | None = None) -> sitk.Image:
         """The image at time t, float32 in the scan's own intensities (clipped to the window).
 
         Args:
             t: any time, in the user's unit.
-            grid: where to draw it; None: the reference's grid. Points that come from outside the
-                reference's field of view hold the window's lowest intensity.
+            grid: where to draw it; None: the reference's grid.
+            outside: intensity of points that come from outside the reference's field of view; None:
+                that of the nearest point inside.
         """
         grid = self._output_grid(grid)
         values = np.empty(grid.shape, np.float32)
@@ -92,9 +94,10 @@ class STNeRP:
                 assert voxels is not None
                 read = sample(voxels, moved.reshape(1, -1, 3))
             read = read.reshape(moved.shape[:-1]).clamp(0, 1)
-            edge = 1 + 1 / torch.tensor(self.grid.size).clamp(min=2)  # half a voxel past the last centre
-            read[(moved.abs() > edge).any(-1)] = 0
             values[part] = read.numpy()
+            if outside is not None:
+                known = self.grid.contains(self.grid.cube_to_world(moved.numpy()))
+                values[part][~known] = float(self.window.normalise(np.array([outside]))[0])
         return grid.image(self.window.denormalise(values))
 
     def displacement(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
@@ -128,27 +131,35 @@ class STNeRP:
             step = torch.where(better, step, step / 2)
         return apply_affine(alignment, self.grid.cube_to_world(aligned.numpy()))
 
-    def propagate(self, mask: sitk.Image, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
-        """The reference's labels carried to time t: nearest neighbour at φ_t(p) (Eq. 7, 8).
+    def propagate(
+        self,
+        mask: sitk.Image,
+        t: float,
+        grid: Grid | sitk.Image | None = None,
+        interpolation: Literal["majority", "nearest"] = "majority",
+    ) -> sitk.Image:
+        """The reference's labels carried to time t.
 
         Args:
             mask: labels drawn on the reference image, on any grid in its world space.
             t: any time, in the user's unit.
             grid: where to draw them; None: the mask's own grid.
+            interpolation: which of the eight labels around φ_t(p) a voxel p gets. "majority": the one with
+                the largest trilinear weight; for a binary mask, linear interpolation cut at one half.
+                "nearest": the nearest voxel's (the paper's Eq. 7, 8).
         """
+        if interpolation not in ("majority", "nearest"):
+            raise InputError(f"interpolation: unknown {interpolation!r}; give majority or nearest")
         source = Grid.of(mask)
         grid = source if grid is None else self._output_grid(grid)
         labels = sitk.GetArrayViewFromImage(mask)
         carried = np.zeros(grid.shape, labels.dtype)
-        last = np.asarray(source.size) - 1
         for part, points_mm in _slabs(grid):
             reference_mm = self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
-            index = np.rint(source.world_to_index(reference_mm)).astype(int)
-            inside = np.all((index >= 0) & (index <= last), axis=-1)
-            x, y, z = np.moveaxis(index[inside], -1, 0)
-            slab = np.zeros(inside.shape, labels.dtype)
-            slab[inside] = labels[z, y, x]
-            carried[part] = slab
+            inside = source.contains(reference_mm)
+            index = source.world_to_index(reference_mm[inside])
+            read = _nearest_label if interpolation == "nearest" else _majority_label
+            carried[part][inside] = read(labels, index)
         return grid.image(carried)
 
     def jacobian(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
@@ -158,18 +169,15 @@ class STNeRP:
 
     # -- files
 
-    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write everything that the model needs into one file, all at once or not at all.
 
         Raises:
             InputError: the file exists and `overwrite` is False.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists already; choose another name or pass overwrite=True")
         basis = self.def_net.time_basis
-        write_checkpoint(
-            path,
+        return write_checkpoint(
+            Path(path),
             KIND,
             {
                 "grid": self.grid.to_dict(),
@@ -186,8 +194,8 @@ class STNeRP:
                 "alignments": torch.from_numpy(self.alignments),
                 "history": self.history,
             },
+            overwrite,
         )
-        return path
 
     @staticmethod
     def load(path: str | Path) -> STNeRP:
@@ -281,3 +289,30 @@ def _slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
     for z in range(0, nz, thickness):
         part = slice(z, min(z + thickness, nz))
         yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
+
+
+def _nearest_label(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Labels (z, y, x) at the voxels nearest to continuous indices (N, 3)."""
+    last = np.array(labels.shape[::-1]) - 1
+    x, y, z = np.clip(np.rint(index), 0, last).astype(int).T
+    return labels[z, y, x]
+
+
+def _majority_label(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Labels (z, y, x) at continuous indices (N, 3): of the eight around each, that with the largest weight."""
+    last = np.array(labels.shape[::-1]) - 1
+    lower = np.floor(index).astype(int)
+    fraction = index - lower
+    corners = [(dx, dy, dz) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
+    around = np.empty((8, len(index)), labels.dtype)
+    weight = np.empty((8, len(index)))
+    for k, corner in enumerate(corners):
+        x, y, z = np.clip(lower + corner, 0, last).T
+        around[k] = labels[z, y, x]
+        weight[k] = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)
+    best, most = around[0].copy(), np.zeros(len(index))
+    for k in range(8):
+        votes = (weight * (around == around[k])).sum(0)
+        better = votes > most
+        best[better], most[better] = around[k][better], votes[better]
+    return best

@@ -51,7 +51,7 @@ def on_grid(
     resampler.SetOutputDirection(to.direction)
     resampler.SetTransform(transform)
     resampler.SetInterpolator(sitk.sitkLinear)
-    covered = sitk.GetArrayFromImage(resampler.Execute(coarse.image(np.ones(coarse.shape, np.float32)))) > 0.5
+    covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
 

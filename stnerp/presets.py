@@ -5,8 +5,10 @@ Lengths are in mm and so mean the same on every scan.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from stnerp.errors import InputError
 from stnerp.geometry import Grid
@@ -173,11 +175,46 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     if unknown:
         raise InputError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     if "levels" in changes:
-        levels = tuple(_level(level) for level in changes["levels"])
+        given = changes["levels"]
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise InputError(f"levels: {given!r} must be a list of (spacing_mm, lattice_mm, iterations)")
+        levels = tuple(_level(level) for level in given)
         if not levels:
             raise InputError("levels: give at least one level (spacing_mm, lattice_mm, iterations)")
         changes = {**changes, "levels": levels}
-    return replace(settings, **changes)
+    changed = replace(settings, **changes)
+    _check(changed)
+    return changed
+
+
+AT_LEAST_ONE = (
+    "width", "fourier_width", "grid_levels", "grid_features", "decoder_width", "iterations", "points_per_step",
+    "times_per_step",
+)  # fmt: skip
+POSITIVE = ("learning_rate", "omega", "length_mm", "velocity_mm", "window_mm", "noise", "spacing_mm", "lattice_mm")
+
+
+def _check(settings: RefNetSettings | DefNetSettings | Level) -> None:
+    """InputError for a choice that doesn't exist or a number that makes no sense."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise InputError(f"{name}: unknown choice {value!r}; give one of {', '.join(get_args(hint))}")
+        if name == "levels":
+            for level in value:
+                _check(level)
+        elif get_origin(hint) is Literal or (value is None and type(None) in get_args(hint)):
+            continue
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{name}: {value!r} must be a number")
+        elif int in (hint, *get_args(hint)) and value != int(value):
+            raise InputError(f"{name}: {value!r} must be a whole number")
+        elif not math.isfinite(value) or value < 0:
+            raise InputError(f"{name}: {value} must be a finite number, not negative")
+        elif (name in AT_LEAST_ONE and value < 1) or (name == "layers" and value < 2):
+            raise InputError(f"{name}: {value} must be at least {2 if name == 'layers' else 1}")
+        elif name in POSITIVE and value == 0:
+            raise InputError(f"{name}: must be above 0")
 
 
 def _level(value: Any) -> Level:

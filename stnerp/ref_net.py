@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class RefNet(nn.Module):
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """Intensities (N,), about [0, 1], at cube points (N, 3); differentiable in both."""
+        points = points.to(next(self.parameters()).dtype)
         # The paper's coordinates are p ∈ [0, 1]³; the feature grid reads the cube itself.
         inputs = (points + 1) / 2 if self.settings.backbone == "siren" else points
         return in_chunks(self.network, inputs, CHUNK)[:, 0]
@@ -98,9 +100,13 @@ class RefNet(nn.Module):
         net.history = saved["history"]
         return net.eval().requires_grad_(False)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the network and all it needs into one file, all at once or not at all."""
-        return write_checkpoint(Path(path), KIND, self.to_dict())
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the network and all it needs into one file, all at once or not at all.
+
+        Raises:
+            InputError: the file exists and `overwrite` is False.
+        """
+        return write_checkpoint(Path(path), KIND, self.to_dict(), overwrite)
 
     @staticmethod
     def load(path: str | Path) -> RefNet:
@@ -162,9 +168,10 @@ def fit_reference(
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise FitError(f"Ref-Net: the loss is {value} at step {step}; lower learning_rate")
-            psnr_db = -10 * np.log10(max(value, 1e-12))
+            psnr_db = -10 * math.log10(max(value, 1e-12))
             net.history.append({"step": step, "loss": value, "psnr_db": psnr_db})
             bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
+    require_finite(net, "Ref-Net")
     return net.eval()
 
 
@@ -174,6 +181,12 @@ def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:
     index = torch.stack([voxels % x, voxels // x % y, voxels // (x * y)], dim=-1)
     last = torch.tensor([max(n - 1, 1) for n in (x, y, z)], device=voxels.device)
     return 2 * index / last - 1
+
+
+def require_finite(net: nn.Module, name: str) -> None:
+    """FitError unless every weight is a number: a loss can stay finite while the weights no longer are."""
+    if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
+        raise FitError(f"{name}: its weights are not finite after the fit; lower learning_rate")
 
 
 def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -68,14 +68,14 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _interpolation_matrix(n_from: int, n_to: int, order: int) -> torch.Tensor:
-    """(n_to, n_from): values at n_to even positions from values at n_from, ends on ends."""
+    """(n_to, n_from), float64: values at n_to even positions from values at n_from, ends on ends."""
     if n_from == 1:
         return torch.ones(n_to, 1)
     positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)
     if order == 1 or n_from < 4:
-        return _basis(positions, n_from, _hat).float()
+        return _basis(positions, n_from, _hat)
     at_knots = _basis(torch.arange(n_from, dtype=torch.float64), n_from, _cubic_b_spline)
-    return torch.linalg.solve(at_knots.T, _basis(positions, n_from, _cubic_b_spline).T).T.float()
+    return torch.linalg.solve(at_knots.T, _basis(positions, n_from, _cubic_b_spline).T).T
 
 
 def _basis(positions: torch.Tensor, n: int, kernel: object) -> torch.Tensor:

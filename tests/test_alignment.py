@@ -1,0 +1,167 @@
+"""Pre-alignment of images that are known functions, and its course over time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from stnerp import alignment
+from stnerp.alignment import affine_at, affine_between
+from stnerp.errors import FitError, InputError
+from stnerp.geometry import Grid, apply_affine
+
+# Blobs of different sizes and brightness, in no symmetric arrangement: centre (mm), width (mm), height.
+BLOBS = [
+    ((-30.0, -20.0, -15.0), 12.0, 0.9),
+    ((25.0, -15.0, 10.0), 16.0, 0.6),
+    ((5.0, 30.0, 20.0), 10.0, 0.8),
+    ((-20.0, 15.0, 25.0), 14.0, 0.4),
+    ((15.0, 10.0, -25.0), 9.0, 0.7),
+]
+BOX = Grid((31, 29, 27), (5.0, 5.0, 5.0), (-75.0, -70.0, -65.0))
+OBLIQUE = Grid(
+    (38, 36, 32),
+    (4.0, 4.5, 5.0),
+    tuple(Rotation.from_euler("xyz", [8, -12, 15], degrees=True).apply([-74.0, -79.0, -78.0])),  # type: ignore[arg-type]
+    tuple(Rotation.from_euler("xyz", [8, -12, 15], degrees=True).as_matrix().ravel()),
+)
+
+
+def blobs(grid: Grid, to_target: np.ndarray) -> sitk.Image:
+    """The blobs after every point of the reference has gone through `to_target`; no resampling."""
+    points = apply_affine(np.linalg.inv(to_target), grid.points_world())
+    values = np.zeros(grid.shape)
+    for centre, width, height in BLOBS:
+        values += height * np.exp(-0.5 * ((points - centre) ** 2).sum(-1) / width**2)
+    return grid.image(values.astype(np.float32))
+
+
+def rigid(degrees: tuple[float, float, float], shift_mm: tuple[float, float, float]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = shift_mm
+    return matrix
+
+
+RIGID = rigid((4.0, -6.0, 8.0), (9.0, -6.0, 5.0))
+AFFINE = RIGID @ np.diag([1.06, 0.95, 1.04, 1.0])
+
+
+def error_mm(found: np.ndarray, true: np.ndarray) -> float:
+    """Largest distance over the blobs' centres."""
+    centres = np.array([centre for centre, _, _ in BLOBS])
+    return float(np.linalg.norm(apply_affine(found, centres) - apply_affine(true, centres), axis=1).max())
+
+
+@pytest.mark.parametrize("target_grid", [BOX, OBLIQUE], ids=["same grid", "oblique grid"])
+@pytest.mark.parametrize(("kind", "true"), [("rigid", RIGID), ("affine", AFFINE)])
+def test_known_map_is_found_from_reference_to_target(kind: str, true: np.ndarray, target_grid: Grid) -> None:
+    found = affine_between(blobs(BOX, np.eye(4)), blobs(target_grid, true), kind)  # type: ignore[arg-type]
+    # Compared at 5 mm voxels by steps that end at 0.01 mm: a tenth of a voxel.
+    assert error_mm(np.eye(4), true) > 10
+    assert error_mm(found, true) < 0.5
+    # The other direction would be twice as far off as nothing at all.
+    assert error_mm(np.linalg.inv(found), true) > 15
+
+
+def test_rigid_keeps_lengths() -> None:
+    found = affine_between(blobs(BOX, np.eye(4)), blobs(BOX, AFFINE), "rigid")
+    assert np.abs(found[:3, :3] @ found[:3, :3].T - np.eye(3)).max() < 1e-9
+    assert found[3].tolist() == [0, 0, 0, 1]
+
+
+def test_another_brightness_is_forgiven() -> None:
+    darker = blobs(BOX, RIGID) * 0.5 + 0.2
+    assert error_mm(affine_between(blobs(BOX, np.eye(4)), darker, "rigid"), RIGID) < 0.5
+
+
+def test_headers_far_apart_are_overcome() -> None:
+    # The same patient on another table: 400 mm, several fields of view away.
+    far = RIGID.copy()
+    far[:3, 3] += [400.0, 0.0, -150.0]
+    grid = Grid(BOX.size, BOX.spacing_mm, (325.0, -70.0, -215.0))
+    assert error_mm(affine_between(blobs(BOX, np.eye(4)), blobs(grid, far), "rigid"), far) < 0.5
+
+
+def test_the_same_image_stays_where_it_is() -> None:
+    image = blobs(BOX, np.eye(4))
+    assert error_mm(affine_between(image, image, "affine"), np.eye(4)) < 0.05
+
+
+def test_the_same_answer_every_time() -> None:
+    images = blobs(BOX, np.eye(4)), blobs(BOX, RIGID)
+    assert np.array_equal(affine_between(*images, "rigid"), affine_between(*images, "rigid"))
+
+
+def test_none_is_the_identity() -> None:
+    assert np.array_equal(affine_between(blobs(BOX, np.eye(4)), blobs(BOX, RIGID), "none"), np.eye(4))
+
+
+def test_unknown_kind_is_refused() -> None:
+    image = blobs(BOX, np.eye(4))
+    with pytest.raises(InputError, match="similarity"):
+        affine_between(image, image, "similarity")  # type: ignore[arg-type]
+
+
+def test_an_empty_image_stays_where_it_is() -> None:
+    # It has no centre of mass, and no direction is better than another.
+    found = affine_between(blobs(BOX, np.eye(4)), BOX.image(np.zeros(BOX.shape, np.float32)))
+    assert np.array_equal(found, np.eye(4))
+
+
+def test_no_overlap_from_any_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "_register", lambda *args, **kwargs: None)
+    with pytest.raises(FitError, match="overlap"):
+        affine_between(blobs(BOX, np.eye(4)), blobs(BOX, RIGID))
+
+
+# -- over time
+
+TIMES = (0.0, 10.0, 30.0)
+MATRICES = np.stack([np.eye(4), RIGID, AFFINE])
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_exact_at_measured_times(i: int) -> None:
+    # Logarithm and exponential of a matrix near 1, translations of 10 mm: 1e-13 or so.
+    assert np.abs(affine_at(MATRICES, TIMES, TIMES[i]) - MATRICES[i]).max() < 1e-11
+
+
+def test_identity_is_exact_at_the_reference() -> None:
+    assert np.array_equal(affine_at(MATRICES, TIMES, 0.0), np.eye(4))
+    assert np.array_equal(affine_at(np.stack([np.eye(4)] * 3), TIMES, 17.0), np.eye(4))
+
+
+def test_halfway_of_a_translation_is_half_of_it() -> None:
+    matrices = np.stack([np.eye(4), rigid((0, 0, 0), (8.0, -4.0, 2.0))])
+    half = affine_at(matrices, (2.0, 6.0), 4.0)
+    assert np.abs(half - rigid((0, 0, 0), (4.0, -2.0, 1.0))).max() < 1e-14
+    quarter = affine_at(matrices, (2.0, 6.0), 3.0)
+    assert np.abs(quarter[:3, 3] - [2.0, -1.0, 0.5]).max() < 1e-14
+
+
+def test_halfway_of_a_rotation_is_half_the_angle() -> None:
+    matrices = np.stack([np.eye(4), rigid((0, 0, 40.0), (0, 0, 0))])
+    half = affine_at(matrices, (0.0, 1.0), 0.5)
+    assert np.abs(half - rigid((0, 0, 20.0), (0, 0, 0))).max() < 1e-12
+    # The mean of the matrices isn't a rotation: it shrinks by cos 20° = 0.94.
+    assert np.abs(half - matrices.mean(0)).max() > 0.05
+
+
+def test_halfway_there_twice_is_there() -> None:
+    half = affine_at(np.stack([np.eye(4), AFFINE]), (0.0, 1.0), 0.5)
+    assert np.abs(half @ half - AFFINE).max() < 1e-11
+
+
+def test_it_stays_before_the_first_and_after_the_last_time() -> None:
+    assert np.array_equal(affine_at(MATRICES, TIMES, -5.0), affine_at(MATRICES, TIMES, 0.0))
+    assert np.array_equal(affine_at(MATRICES, TIMES, 99.0), affine_at(MATRICES, TIMES, 30.0))
+
+
+def test_periodic_goes_on_to_the_first_time() -> None:
+    matrices = np.stack([np.eye(4), rigid((0, 0, 0), (8.0, 0, 0))])
+    # Times 0 and 1 of a cycle of 3: at 2, halfway back from the second to the first.
+    assert np.abs(affine_at(matrices, (0.0, 1.0), 2.0, period=3.0)[0, 3] - 4.0) < 1e-12
+    assert np.abs(affine_at(matrices, (0.0, 1.0), 3.5, period=3.0)[0, 3] - 4.0) < 1e-12

@@ -1,0 +1,124 @@
+"""Files: complete or absent, plain values only, and a clear word about anything else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from stnerp.checkpoint import FORMAT, read_checkpoint, write_checkpoint
+from stnerp.errors import InputError, MissingFileError, StnerpError
+
+CONTENT = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "times": [0.0, 1.5], "name": "x", "period": None}
+
+
+class Payload:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "new" / "folder" / "a.pt", "thing", CONTENT)
+    read = read_checkpoint(path, "thing")
+    assert torch.equal(read["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index]
+    assert (read["times"], read["name"], read["period"]) == ([0.0, 1.5], "x", None)
+    assert [p.name for p in path.parent.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", CONTENT)
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint(path, "thing", {"bad": lambda: None}, overwrite=True)
+    assert read_checkpoint(path, "thing")["name"] == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_an_existing_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", CONTENT)
+    with pytest.raises(InputError, match=r"a\.pt.*overwrite"):
+        write_checkpoint(path, "thing", {**CONTENT, "name": "y"})
+    assert read_checkpoint(path, "thing")["name"] == "x"
+    write_checkpoint(path, "thing", {**CONTENT, "name": "y"}, overwrite=True)
+    assert read_checkpoint(path, "thing")["name"] == "y"
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="folder"):
+        write_checkpoint(tmp_path / "file" / "a.pt", "thing", CONTENT)
+
+
+@pytest.mark.parametrize("wrap", [True, False], ids=["in a checkpoint", "a bare pickle"])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, wrap: bool) -> None:
+    path, target = tmp_path / "evil.pt", tmp_path / "made by the payload"
+    if wrap:
+        torch.save({"format": FORMAT, "kind": "thing", "weights": Payload(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"format": FORMAT, "kind": "thing", "weights": Payload(target)}, protocol=2))
+    with pytest.raises(InputError, match=r"evil\.pt"):
+        read_checkpoint(path, "thing")
+    assert not target.exists()
+    # The payload works where nobody takes care.
+    if not wrap:
+        pickle.loads(path.read_bytes())
+        assert target.exists()
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(MissingFileError, match=path.name):
+            read_checkpoint(path, "thing")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 100, 700, -1, -30])
+def test_truncated_file(tmp_path: Path, keep: int) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", CONTENT)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"a\.pt"):
+        read_checkpoint(path, "thing")
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a model", b"\x80\x02}q\x00.", bytes(range(256)) * 8, b"\n\n", b"I99\n."]
+)
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.pt"):
+        read_checkpoint(path, "thing")
+
+
+def test_zip_archive_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(InputError, match=r"a\.pt"):
+        read_checkpoint(path, "thing")
+
+
+def test_another_kind_and_a_newer_format(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", CONTENT)
+    with pytest.raises(InputError, match="not a model"):
+        read_checkpoint(path, "model")
+    torch.save({"format": FORMAT + 1, "kind": "thing"}, path)
+    with pytest.raises(InputError, match="newer"):
+        read_checkpoint(path, "thing")
+    torch.save([1, 2, 3], path)
+    with pytest.raises(StnerpError, match="not a thing"):
+        read_checkpoint(path, "thing")
+
+
+def test_tensors_come_to_the_cpu(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", {"half": torch.ones(3, dtype=torch.float16)})
+    half = read_checkpoint(path, "thing")["half"]
+    assert half.device.type == "cpu"
+    assert half.dtype == torch.float16

@@ -1,0 +1,77 @@
+"""Every config composes, and the presets' YAML says what stnerp/presets.py says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from stnerp.presets import PAPER, Preset, preset_of, with_changes
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(script: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(script, ["out=runs/x", *overrides])
+    OmegaConf.resolve(config)
+    return config
+
+
+@pytest.mark.parametrize("preset", names("preset"))
+@pytest.mark.parametrize("data", names("data"))
+@pytest.mark.parametrize("script", ["train_ref", "train_def", "eval_interpolation"])
+def test_every_data_and_preset_composes(script: str, data: str, preset: str) -> None:
+    config = composed(script, f"data={data}", f"preset={preset}")
+    assert config.data.kind in ("files", "phantom", "simulated")
+    assert config.overwrite is False
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    for script in ("train_ref", "train_def", "eval_interpolation"):
+        config = composed(script, f"experiment={experiment}")
+        assert set(OmegaConf.missing_keys(config)) == set()
+        assert config.data != composed(script).data  # the experiment chose its data
+
+
+def test_propagate_roi_composes() -> None:
+    assert composed("propagate_roi", "roi=a.nii.gz", "times=[1,2.5]").times == [1, 2.5]
+
+
+@pytest.mark.parametrize("name", ["fast", "paper"])
+def test_preset_yaml_equals_the_library(name: str) -> None:
+    config, preset = composed("train_ref", f"preset={name}").preset, preset_of(name)
+    for section, settings in (("ref_net", preset.ref_net), ("def_net", preset.def_net)):
+        values = OmegaConf.to_container(config[section])
+        # Every setting is spelled out: a default that changes in the library can't slip through.
+        assert set(values) == set(asdict(settings)), f"{section}: run `make presets`"
+        assert with_changes(type(settings)(), values) == settings, f"{section}: run `make presets`"
+    assert set(config) == {"ref_net", "def_net"} == set(asdict(Preset()))
+
+
+def test_settings_can_be_overridden() -> None:
+    config = composed(
+        "train_def", "preset=paper", "preset.def_net.diffusion=0.1", "preset.def_net.levels=[[8,8,60],[4,8,60]]"
+    )
+    settings = with_changes(PAPER.def_net, OmegaConf.to_container(config.preset.def_net))
+    assert settings.diffusion == 0.1
+    assert [(level.spacing_mm, level.lattice_mm, level.iterations) for level in settings.levels] == [
+        (8, 8, 60),
+        (4, 8, 60),
+    ]
+    assert settings.layers == PAPER.def_net.layers
+
+
+def test_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STNERP_DATA", raising=False)
+    assert composed("train_ref", "data=cine_mr").data.images == "../shared/data/cine_mr/cine.nii.gz"
+    monkeypatch.setenv("STNERP_DATA", "/elsewhere")
+    assert composed("train_ref", "data=cine_mr").data.images == "/elsewhere/cine_mr/cine.nii.gz"

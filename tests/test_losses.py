@@ -1,0 +1,314 @@
+"""Losses against naive ones, and penalties of fields whose derivatives are known."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from stnerp import losses
+
+SHAPE = (6, 7, 9)
+SPACING = (1.5, 0.8, 3.0)  # x, y, z
+EXACT = 1e-10  # float64; values near 1, divided by spacings
+
+
+def image(seed: int, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+    return torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def points_mm(
+    shape: tuple[int, int, int] = SHAPE, spacing_mm: tuple[float, float, float] = SPACING
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, y and z in mm, each (z, y, x)."""
+    z, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    return x * spacing_mm[0], y * spacing_mm[1], z * spacing_mm[2]
+
+
+def linear(matrix: torch.Tensor, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+    """u(x) = Ax in mm, (1, 3, z, y, x)."""
+    return torch.einsum("ij,jzyx->izyx", matrix, torch.stack(points_mm(shape)))[None]
+
+
+MATRIX = torch.tensor([[0.1, -0.2, 0.3], [0.05, 0.15, -0.1], [-0.25, 0.2, -0.05]], dtype=torch.float64)
+
+
+# -- similarity
+
+
+def test_mse() -> None:
+    fixed = torch.tensor([0.0, 1.0, 0.5, 0.25])
+    moved = torch.tensor([0.5, 1.0, 0.0, 0.75])
+    assert losses.mse(fixed, moved) == 0.1875
+    assert losses.mse(fixed, moved, torch.tensor([1.0, 1.0, 0.0, 0.0])) == 0.125
+    assert losses.mse(fixed, moved, torch.tensor([3.0, 1.0, 0.0, 0.0])) == 0.1875
+
+
+def test_global_ncc_is_numpy_s_correlation() -> None:
+    a, b = image(0), image(0) + image(1)
+    expected = 1 - np.corrcoef(a.flatten(), b.flatten())[0, 1]
+    assert abs(float(losses.global_ncc(a, b)) - expected) < EXACT
+
+
+def test_global_ncc_forgives_gain_and_offset_but_not_the_sign() -> None:
+    a, weight = image(0), image(2)
+    for w in (None, weight):
+        # 1e-12 under the root, against variances near 0.1.
+        assert abs(float(losses.global_ncc(a, 0.3 * a + 0.2, w))) < 1e-9
+        assert abs(float(losses.global_ncc(a, 0.2 - 3 * a, w)) - 2) < 1e-9
+
+
+def naive_local_ncc(
+    fixed: np.ndarray, moved: np.ndarray, weight: np.ndarray, radii: tuple[int, int, int], noise: float
+) -> float:
+    """Around each voxel: weighted covariance and variances over a box, cut off at the image's border."""
+    correlation = np.empty(fixed.shape)
+    for centre in np.ndindex(fixed.shape):
+        box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, radii, strict=True))
+        f, m, w = fixed[box], moved[box], weight[box]
+        if w.sum() == 0:
+            correlation[centre] = 0
+            continue
+        f, m = f - np.average(f, weights=w), m - np.average(m, weights=w)
+        covariance = np.average(f * m, weights=w)
+        variances = (np.average(f * f, weights=w) + noise**2) * (np.average(m * m, weights=w) + noise**2)
+        correlation[centre] = covariance / np.sqrt(variances)
+    return float(1 - np.average(correlation, weights=weight))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_local_ncc_is_the_naive_loop(weighted: bool) -> None:
+    fixed, moved = image(0), 0.5 * image(0) + image(1)
+    weight = (image(2) > 0.3).double() if weighted else None
+    # A window of 5 mm: 3 voxels of 1.5 mm, 7 of 0.8 mm and, of 3 mm, the least there is: 3.
+    measure = losses.LocalNCC(fixed, SPACING, 5.0, weight, noise=0.02)
+    assert measure.radii == (1, 3, 1)
+    plain = np.ones(SHAPE) if weight is None else weight[0, 0].numpy()
+    expected = naive_local_ncc(fixed[0, 0].numpy(), moved[0, 0].numpy(), plain, (1, 3, 1), 0.02)
+    assert 0.1 < expected < 0.9
+    assert abs(float(measure(moved)) - expected) < EXACT
+
+
+def test_local_ncc_forgives_gain_and_offset() -> None:
+    fixed = image(0)
+    measure = losses.LocalNCC(fixed, SPACING, 5.0, noise=1e-6)
+    # Noise of 1e-6 against deviations of 0.05 and more (0.3 × 0.15): (1e-6 / 0.05)² = 4e-10.
+    assert abs(float(measure(0.3 * fixed + 0.4))) < 1e-8
+    assert abs(float(measure(0.9 - 0.3 * fixed)) - 2) < 1e-8
+    # A gain that changes smoothly over the image is forgiven nearly, which global NCC doesn't do.
+    x = torch.linspace(0.2, 3, SHAPE[2], dtype=torch.float64)
+    assert float(measure(x * fixed)) < 0.5 * float(losses.global_ncc(fixed, x * fixed))
+
+
+def test_noise_counts_for_nothing() -> None:
+    flat = 0.5 + 1e-4 * (image(0) - 0.5)
+    # Both windows hold nothing but deviations of 3e-5, a thousandth of the variance of noise.
+    assert abs(float(losses.LocalNCC(flat, SPACING, 5.0, noise=0.01)(flat)) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("measure", ["mse", "global_ncc", "local_ncc"])
+def test_voxels_without_weight_count_for_nothing(measure: str) -> None:
+    fixed, moved = image(0), image(1)
+    weight = torch.ones_like(fixed)
+    weight[..., :4] = 0
+    fixed_2, moved_2 = fixed.clone(), moved.clone()
+    fixed_2[..., :4], moved_2[..., :4] = 0.9, image(3)[..., :4]
+
+    def loss(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor | None) -> float:
+        if measure == "local_ncc":
+            return float(losses.LocalNCC(f, SPACING, 5.0, w)(m))
+        return float(getattr(losses, measure)(f, m, w))
+
+    assert abs(loss(fixed, moved, weight) - loss(fixed_2, moved_2, weight)) < EXACT
+    assert abs(loss(fixed, moved, None) - loss(fixed_2, moved_2, None)) > 1e-3
+
+
+@pytest.mark.parametrize("measure", ["mse", "global_ncc", "local_ncc"])
+def test_weights_of_one_are_no_weights(measure: str) -> None:
+    fixed, moved = image(0), image(1)
+    ones = torch.ones_like(fixed)
+    if measure == "local_ncc":
+        plain = losses.LocalNCC(fixed, SPACING, 5.0)(moved)
+        weighted = losses.LocalNCC(fixed, SPACING, 5.0, ones)(moved)
+    else:
+        plain, weighted = getattr(losses, measure)(fixed, moved), getattr(losses, measure)(fixed, moved, ones)
+    assert abs(float(plain - weighted)) < EXACT
+
+
+def test_local_ncc_in_float32_is_close_to_float64() -> None:
+    fixed, moved = image(0), image(1)
+    single = losses.LocalNCC(fixed.float(), SPACING, 5.0)(moved.float())
+    # E[x²] − E[x]² of values below 0.5: rounding of 1e-7 against variances near 0.08.
+    assert abs(float(single) - float(losses.LocalNCC(fixed, SPACING, 5.0)(moved))) < 1e-5
+
+
+def test_similarities_are_differentiable() -> None:
+    fixed, moved = image(0, (3, 4, 5)), image(1, (3, 4, 5)).requires_grad_()
+    local = losses.LocalNCC(fixed, (1.0, 1.0, 1.0), 3.0)
+    assert torch.autograd.gradcheck(local, moved)
+    assert torch.autograd.gradcheck(lambda m: losses.global_ncc(fixed, m), moved)
+
+
+@pytest.mark.parametrize("radii", [(1, 1, 1), (0, 2, 3), (2, 0, 1), (5, 6, 8)])
+def test_box_mean_is_scipy_s_uniform_filter(radii: tuple[int, int, int]) -> None:
+    volume = image(0)
+    expected = scipy.ndimage.uniform_filter(
+        volume[0, 0].numpy(), [2 * r + 1 for r in radii], mode="constant", cval=0.0
+    )
+    assert np.abs(losses.box_mean(volume, radii)[0, 0].numpy() - expected).max() < EXACT
+    both = torch.cat([volume, 2 * volume], dim=1)
+    assert torch.equal(losses.box_mean(both, radii)[:, :1], losses.box_mean(volume, radii))
+
+
+def test_box_radii_are_of_each_axis() -> None:
+    volume = torch.zeros(1, 1, 20, 30, 40)
+    # 8 mm: 5 voxels of 1.5 mm (7.5), 9 or 11 of 0.8 mm (7.2 or 8.8), 3 of 3 mm (9).
+    assert losses.box_radii(volume, (1.5, 0.8, 3.0), 8.0) == (1, 4, 2)
+    assert losses.box_radii(volume, (20.0, 20.0, 20.0), 8.0) == (1, 1, 1)
+    assert losses.box_radii(torch.zeros(1, 1, 1, 3, 40), (1.0, 1.0, 1.0), 9.0) == (0, 2, 4)
+
+
+# -- smoothness
+
+PENALTIES = {
+    "diffusion": losses.diffusion,
+    "bending": losses.bending,
+    "total_variation": losses.total_variation,
+    "folding": losses.folding_penalty,
+    "volume": losses.volume_penalty,
+}
+
+
+def test_diffusion_of_a_linear_field_is_the_squared_norm_of_its_matrix() -> None:
+    found = losses.diffusion(linear(MATRIX), SPACING)
+    assert abs(float(found - MATRIX.square().sum())) < EXACT
+
+
+def test_total_variation_of_a_linear_field_is_the_norm_of_its_matrix() -> None:
+    found = losses.total_variation(linear(MATRIX), SPACING, epsilon=1e-6)
+    # √(a² + ε²) − ε differs from a by at most ε.
+    assert abs(float(found - MATRIX.norm())) < 2e-6
+    assert abs(float(losses.total_variation(torch.zeros(1, 3, *SHAPE), SPACING))) < 1e-9
+
+
+def test_bending_of_a_linear_field_is_zero() -> None:
+    assert float(losses.bending(linear(MATRIX), SPACING)) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [((2, 0, 0), 4.0), ((0, 2, 0), 4.0), ((0, 0, 2), 4.0), ((1, 1, 0), 2.0), ((0, 1, 1), 2.0), ((1, 0, 1), 2.0)],
+)
+def test_bending_of_a_quadratic_field(power: tuple[int, int, int], expected: float) -> None:
+    x, y, z = points_mm()
+    field = torch.zeros(1, 3, *SHAPE, dtype=torch.float64)
+    field[:, 1] = x ** power[0] * y ** power[1] * z ** power[2]
+    # x²: (∂²/∂x²)² = 4 everywhere. xy: the mixed derivative counts twice.
+    assert abs(float(losses.bending(field, SPACING)) - expected) < 1e-9
+
+
+def test_a_translation_costs_nothing() -> None:
+    field = torch.full((1, 3, *SHAPE), 12.0, dtype=torch.float64)
+    for penalty in PENALTIES.values():
+        assert float(penalty(field, SPACING)) < EXACT
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_do_not_depend_on_batch_size(name: str) -> None:
+    # FACTS, trap 3: a mean divided by the batch size once more.
+    field = 4 * torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one = PENALTIES[name](field, SPACING)
+    assert float(one) > 1e-3
+    assert abs(float(PENALTIES[name](field.expand(5, -1, -1, -1, -1), SPACING) / one) - 1) < EXACT
+
+
+def wave(intervals: int) -> tuple[torch.Tensor, tuple[float, float, float]]:
+    """The same wave in a box of 60 × 80 × 40 mm, on a grid of that many intervals along each axis."""
+    spacing_mm = (60 / intervals, 80 / intervals, 40 / intervals)
+    x, y, z = points_mm((intervals + 1,) * 3, spacing_mm)
+    phase = 2 * np.pi * torch.stack([x / 60 + y / 80, z / 40 - x / 60, y / 80 + z / 40])
+    return torch.sin(phase)[None] * torch.tensor([5.0, 8.0, 6.0], dtype=torch.float64)[
+        :, None, None, None
+    ], spacing_mm
+
+
+@pytest.mark.parametrize("name", ["diffusion", "bending", "total_variation", "volume", "folding"])
+def test_penalties_do_not_depend_on_resolution(name: str) -> None:
+    coarse, fine = (float(PENALTIES[name](*wave(n))) for n in (24, 48))
+    # A wave of 24 voxels: second differences see 1 − (2π/24)² / 12 = 0.6 % less of each derivative, central ones
+    # up to 1.1 %, and there are two in a square and four in bending's; borders weigh 1/24 or 1/48.
+    assert abs(coarse / fine - 1) < 0.1
+    # In voxels instead of mm, they'd differ by factors of 2 to 16.
+    assert fine > 1e-3
+
+
+def test_diffusion_of_a_wave_is_the_integral() -> None:
+    field, spacing_mm = wave(48)
+    k = 2 * np.pi / np.array([60, 80, 40])
+    squared = 25 * (k[0] ** 2 + k[1] ** 2) + 64 * (k[2] ** 2 + k[0] ** 2) + 36 * (k[1] ** 2 + k[2] ** 2)
+    # Mean of cos²: 1/2. Forward differences over 1/48 of a wave see 0.14 % less, (2π/48)² / 12, squared 0.3 %.
+    assert abs(float(losses.diffusion(field, spacing_mm)) / (squared / 2) - 1) < 0.005
+
+
+def test_jacobian_of_an_affine_map_is_its_determinant() -> None:
+    expected = torch.linalg.det(torch.eye(3, dtype=torch.float64) + MATRIX)
+    found = losses.jacobian_determinant(linear(MATRIX), SPACING)
+    assert found.shape == (1, *SHAPE)
+    assert (found - expected).abs().max() < EXACT
+    mirrored = linear(torch.diag(torch.tensor([-2.0, 0.0, 0.0], dtype=torch.float64)))
+    assert (losses.jacobian_determinant(mirrored, SPACING) + 1).abs().max() < EXACT
+
+
+def test_folding_is_seen_on_a_folded_field_and_nowhere_else() -> None:
+    # FACTS, trap 5: a count that can't fail. φ = x − 1.5 x reverses the first axis: J = −0.5.
+    folded = linear(torch.diag(torch.tensor([-1.5, 0.0, 0.0], dtype=torch.float64)))
+    assert abs(float(losses.folding_penalty(folded, SPACING)) - 0.5) < EXACT
+    assert float(losses.folding_penalty(linear(MATRIX), SPACING)) == 0
+    squeezed = linear(torch.diag(torch.tensor([-0.9, 0.0, 0.0], dtype=torch.float64)))
+    assert float(losses.folding_penalty(squeezed, SPACING)) == 0
+    assert abs(float(losses.folding_penalty(squeezed, SPACING, margin=0.3)) - 0.2) < EXACT
+
+
+def test_a_fold_in_one_place_is_seen() -> None:
+    x, _, _ = points_mm()
+    field = torch.zeros(1, 3, *SHAPE, dtype=torch.float64)
+    field[:, 0] = torch.where(x > 6, -2 * (x - 6), 0.0 * x)
+    assert (losses.jacobian_determinant(field, SPACING) < 0).any()
+    assert float(losses.folding_penalty(field, SPACING)) > 0
+
+
+def test_volume_penalty_is_the_same_for_growth_and_shrinkage() -> None:
+    for scale in (1.1, 1.5, 2.0):
+        grown, shrunk = (linear((s - 1) * torch.eye(3, dtype=torch.float64)) for s in (scale, 1 / scale))
+        expected = scale**3 + scale**-3 - 2
+        assert abs(float(losses.volume_penalty(grown, SPACING)) - expected) < 1e-9
+        assert abs(float(losses.volume_penalty(shrunk, SPACING)) - expected) < 1e-9
+    folded = linear(torch.diag(torch.tensor([-1.5, 0.0, 0.0], dtype=torch.float64)))
+    assert abs(float(losses.volume_penalty(folded, SPACING)) - 8.1) < EXACT  # at J = 0.1: 0.1 + 10 − 2
+
+
+def test_penalties_are_differentiable() -> None:
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(1, 3, 3, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    for penalty in (losses.diffusion, losses.bending, losses.total_variation, losses.volume_penalty):
+        assert torch.autograd.gradcheck(lambda f, p=penalty: p(f, SPACING), 0.1 * field.detach().requires_grad_())
+    losses.folding_penalty(4 * field, SPACING).backward()
+    assert field.grad is not None
+    assert field.grad.abs().max() > 0
+
+
+def test_slices_have_no_derivative_across() -> None:
+    x, y, _ = points_mm((1, 7, 9))
+    field = torch.stack([0.2 * x + 0.1 * y, 0.3 * y, 0 * x])[None]
+    assert abs(float(losses.diffusion(field, SPACING)) - 0.14) < EXACT
+    assert (losses.jacobian_determinant(field, SPACING) - 1.2 * 1.3).abs().max() < EXACT
+
+
+def test_every_axis_and_component_weighs_the_same() -> None:
+    for axis, component in itertools.product(range(3), range(3)):
+        matrix = torch.zeros(3, 3, dtype=torch.float64)
+        matrix[component, axis] = 0.5
+        assert abs(float(losses.diffusion(linear(matrix), SPACING)) - 0.25) < EXACT

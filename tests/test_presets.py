@@ -1,0 +1,127 @@
+"""The paper's settings to the letter, and a word about settings that don't exist."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from stnerp.errors import InputError
+from stnerp.geometry import Grid
+from stnerp.presets import FAST, PAPER, DefNetSettings, Level, RefNetSettings, preset_of, with_changes
+
+
+def test_paper_is_the_paper_to_the_letter() -> None:
+    for net in (PAPER.ref_net, PAPER.def_net):
+        # "8 fully connected layers", "256 neurons", SIREN, Fourier features of width 256 with σ = 3.
+        assert (net.layers, net.width, net.fourier_width, net.fourier_sigma) == (8, 256, 256, 3.0)
+        assert net.omega == 30.0
+        assert net.decay == "constant"
+    assert PAPER.ref_net.backbone == "siren"
+    assert PAPER.ref_net.learning_rate == 1e-4
+    assert PAPER.ref_net.iterations == 2000
+    assert PAPER.ref_net.points_per_step is None
+    assert PAPER.def_net.learning_rate == 1e-5
+    assert PAPER.def_net.squarings == 7
+    assert PAPER.def_net.loss == "mse"
+    assert PAPER.def_net.form == "space_time"
+    assert PAPER.def_net.reference == "network"
+    assert PAPER.def_net.times_per_step is None
+    assert PAPER.def_net.levels == (Level(None, None, 2000),)
+    penalties = ("diffusion", "bending", "total_variation", "folding", "volume", "smoothing")
+    assert not any(getattr(PAPER.def_net, name) for name in penalties)
+
+
+def test_fast_is_coarse_to_fine_and_starts_smooth() -> None:
+    levels = FAST.def_net.levels
+    spacings = [level.spacing_mm or 0.0 for level in levels]
+    assert spacings == sorted(spacings, reverse=True)
+    assert FAST.def_net.form == "factorised"
+    assert FAST.def_net.loss == "local_ncc"
+    assert FAST.def_net.omega <= 10
+
+
+def test_presets_by_name() -> None:
+    assert preset_of("fast") is FAST
+    assert preset_of("paper") is PAPER
+    with pytest.raises(InputError, match="fast, paper"):
+        preset_of("faster")
+
+
+def test_changes_leave_the_rest() -> None:
+    changed = with_changes(FAST.def_net, {"width": 64, "loss": "mse"})
+    assert (changed.width, changed.loss) == (64, "mse")
+    assert {**asdict(changed), "width": FAST.def_net.width, "loss": FAST.def_net.loss} == asdict(FAST.def_net)
+    assert with_changes(FAST.ref_net, {}) == FAST.ref_net
+
+
+def test_levels_come_in_three_forms() -> None:
+    expected = (Level(8, 8, 5), Level(4, None, 3), Level(None, 8, 2))
+    given = [(8, 8, 5), Level(4, None, 3), {"spacing_mm": None, "lattice_mm": 8, "iterations": 2}]
+    assert with_changes(DefNetSettings(), {"levels": given}).levels == expected
+
+
+@pytest.mark.parametrize("settings", [FAST.def_net, PAPER.def_net, FAST.ref_net, PAPER.ref_net])
+def test_settings_survive_as_plain_values(settings: DefNetSettings | RefNetSettings) -> None:
+    assert with_changes(type(settings)(), asdict(settings)) == settings
+
+
+@pytest.mark.parametrize("levels", [[], [(8, 8)], [(8, 8, 5, 5)], [{"spacing": 8}], [8], 8])
+def test_impossible_levels_are_refused(levels: object) -> None:
+    with pytest.raises(InputError, match="levels"):
+        with_changes(DefNetSettings(), {"levels": levels})
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (DefNetSettings(), "sigma", 3),
+        (DefNetSettings(), "loss", "ncc"),
+        (DefNetSettings(), "form", "stationary"),
+        (DefNetSettings(), "reference", "voxels"),
+        (DefNetSettings(), "decay", "exponential"),
+        (DefNetSettings(), "squarings", -1),
+        (DefNetSettings(), "times_per_step", 0),
+        (DefNetSettings(), "learning_rate", 0.0),
+        (DefNetSettings(), "learning_rate", float("nan")),
+        (RefNetSettings(), "backbone", "hash"),
+        (RefNetSettings(), "decay", "exponential"),
+        (RefNetSettings(), "iterations", 0),
+        (RefNetSettings(), "points_per_step", 0),
+        (RefNetSettings(), "learning_rate", -1.0),
+        (RefNetSettings(), "squarings", 7),
+    ],
+)
+def test_unknown_or_impossible_settings_are_refused(
+    settings: DefNetSettings | RefNetSettings, name: str, value: object
+) -> None:
+    with pytest.raises(InputError, match=name):
+        with_changes(settings, {name: value})
+
+
+# -- grids of a level
+
+CT = Grid((101, 81, 41), (1.0, 1.0, 2.5), (5.0, 6.0, 7.0))
+
+
+def test_level_s_grids() -> None:
+    level = Level(4.0, 8.0, 10)
+    assert level.voxels(CT).size == (26, 21, 26)
+    assert level.lattice(CT).spacing_mm == pytest.approx((8.0, 8.0, 8.0), rel=0.1)
+    assert Level(4.0, None, 10).lattice(CT) == level.voxels(CT)
+    assert Level(None, None, 10).voxels(CT) is CT
+
+
+def test_voxels_are_never_finer_than_the_scan_s() -> None:
+    assert Level(2.0, None, 1).voxels(CT).spacing_mm == pytest.approx((2.0, 2.0, 2.5))
+    assert Level(4.0, None, 1).voxels(CT, refine=2).spacing_mm == pytest.approx((2.0, 2.0, 2.5))
+    assert Level(1.0, None, 1).voxels(CT, refine=2).is_close(CT)
+
+
+def test_level_s_corners_are_the_scan_s() -> None:
+    corners = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    for level in (Level(3.0, 7.0, 1), Level(1000.0, 1000.0, 1)):
+        for grid in (level.voxels(CT), level.lattice(CT)):
+            assert np.abs(grid.cube_to_world(corners) - CT.cube_to_world(corners)).max() < 1e-9
+            assert min(grid.size) >= 2

@@ -1,0 +1,273 @@
+"""The scripts, end to end on a tiny phantom: what they write, what they refuse, and how they say so."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stnerp import STNeRP
+from stnerp.geometry import Grid
+from stnerp.io.landmarks import write_landmarks
+from stnerp.phantom import LABELS, Phantom
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+# 15 mm voxels and a handful of steps: what comes out is no good, but it comes out in a second.
+QUICK = [
+    "progress=false",
+    "device=cpu",
+    "preset.ref_net.iterations=20",
+    "preset.ref_net.points_per_step=500",
+    "preset.def_net.levels=[[15,30,4]]",
+]
+TINY_PHANTOM = ["data=phantom", "data.size=[24,19,12]", "data.spacing_mm=15", "data.phases=4"]
+
+
+@pytest.fixture(autouse=True)
+def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def run(script: str, *arguments: str) -> None:
+    """A script as from the command line, in this process; SystemExit where it ends with an error."""
+    module = importlib.import_module(script)
+    before, sys.argv = sys.argv, [f"{script}.py", *arguments]
+    try:
+        importlib.import_module("run_directory").launch(module.main)
+    finally:
+        sys.argv = before
+
+
+def refused(capsys: pytest.CaptureFixture[str], script: str, *arguments: str) -> str:
+    """The one line on stderr of a script that ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(script, *arguments)
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Fingerprint of every file but the logs, which are appended to."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".log"
+    }
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scans, masks and landmarks in files, as a patient's."""
+    folder = tmp_path_factory.mktemp("patient")
+    phantom = Phantom((24, 19, 12), 15.0, n_landmarks=20)
+    for i, t in enumerate((0.0, 0.3, 0.5)):
+        sitk.WriteImage(phantom.image(t), str(folder / f"{i}.nii.gz"))
+        sitk.WriteImage(phantom.labels(t), str(folder / f"labels_{i}.nii.gz"))
+        write_landmarks(phantom.landmarks(t), folder / f"points_{i}.csv")
+    heart = sitk.Cast(phantom.labels(0.0) == LABELS["heart"], sitk.sitkUInt8)
+    sitk.WriteImage(heart, str(folder / "heart.nii.gz"))
+    heart.SetOrigin((5000.0, 0.0, 0.0))
+    sitk.WriteImage(heart, str(folder / "far.nii.gz"))
+    return folder
+
+
+def data_of(patient: Path) -> list[str]:
+    def listed(pattern: str) -> str:
+        return "[" + ",".join(str(patient / pattern.format(i)) for i in range(3)) + "]"
+
+    return [
+        f"data.images={listed('{}.nii.gz')}",
+        "data.times=[0,12,30]",
+        f"data.masks={listed('labels_{}.nii.gz')}",
+        f"data.landmarks={listed('points_{}.csv')}",
+        "data.label_names={2: heart}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted(patient: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory after train_ref.py and train_def.py."""
+    out = tmp_path_factory.mktemp("run") / "p1"
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        run("train_ref", f"out={out}", *data_of(patient), *QUICK)
+        run("train_def", f"out={out}", "progress=false")
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return out
+
+
+def test_train_ref_then_train_def_write_the_run(fitted: Path) -> None:
+    by_train_ref = ["config.yaml", "ref_net.pt", "ref_net.csv", "ref_net_history.csv", "train_ref.log"]
+    by_train_def = ["train_def.yaml", "model.pt", "def_net_history.csv", "metrics.csv", "train_def.log"]
+    pictures = [f"pictures/{name}.png" for name in ("ref_net", "loss", "t12", "t30")]
+    for name in [*by_train_ref, *by_train_def, *pictures]:
+        assert (fitted / name).stat().st_size > 0, name
+    score = rows_of(fitted / "ref_net.csv")[0]
+    assert {"psnr_db", "ssim", "fit_seconds"} <= set(score)
+    # train_def.py took data and preset from train_ref.py: the times, and the four steps of QUICK.
+    model = STNeRP.load(fitted / "model.pt")
+    assert model.times == (0, 12, 30)
+    assert model.ref_net is not None
+    assert len(rows_of(fitted / "def_net_history.csv")) == 4
+    rows = rows_of(fitted / "metrics.csv")
+    assert [float(row["time"]) for row in rows] == [12, 30]
+    measured = "psnr_db_before psnr_db ncc folded_voxels tre_mean_before_mm tre_snapped_mean_mm dice_heart"
+    for row in rows:
+        assert all(np.isfinite(float(row[name])) for name in [*measured.split(), "hd95_heart_mm", "jacobian_min"])
+        assert int(row["landmarks"]) == 20
+
+
+def test_tre_before_is_the_distance_of_the_landmarks(fitted: Path) -> None:
+    phantom = Phantom((24, 19, 12), 15.0, n_landmarks=20)
+    apart = np.linalg.norm(phantom.landmarks(0.5) - phantom.landmarks(0.0), axis=1).mean()
+    # Six digits are written.
+    assert float(rows_of(fitted / "metrics.csv")[1]["tre_mean_before_mm"]) == pytest.approx(apart, rel=1e-5)
+
+
+def test_nothing_is_overwritten_unasked(fitted: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(fitted)
+    assert "ref_net.pt" in before
+    line = refused(capsys, "train_ref", f"out={fitted}", *data_of(patient), *QUICK)
+    assert "already exists" in line
+    assert "overwrite=true" in line
+    assert "already exists" in refused(capsys, "train_def", f"out={fitted}")
+    assert "'ture' must be true or false" in refused(capsys, "train_def", f"out={fitted}", "overwrite=ture")
+    assert contents(fitted) == before
+
+
+def test_train_def_command_line_wins_and_overwrites_on_demand(fitted: Path, tmp_path: Path, patient: Path) -> None:
+    out = tmp_path / "p1"
+    out.mkdir()
+    for name in ("config.yaml", "ref_net.pt"):
+        (out / name).write_bytes((fitted / name).read_bytes())
+    common = [f"out={out}", "progress=false", "overwrite=true"]
+    run("train_def", *common)
+    run("train_def", *common, "preset.def_net.levels=[[15,30,2],[15,15,1]]", "data.times=[0,1,2]")
+    assert len(rows_of(out / "def_net_history.csv")) == 3
+    assert STNeRP.load(out / "model.pt").times == (0, 1, 2)
+    assert (out / "ref_net.pt").read_bytes() == (fitted / "ref_net.pt").read_bytes()
+
+
+def test_train_def_without_prior_needs_no_train_ref(patient: Path, tmp_path: Path) -> None:
+    paper = ["preset=paper", "preset.def_net.levels=[[null,null,1]]", "preset.def_net.width=16"]
+    run("train_def", f"out={tmp_path}", "prior=false", "progress=false", *data_of(patient), *paper)
+    model = STNeRP.load(tmp_path / "model.pt")
+    assert model.ref_net is None
+    assert (model.settings.form, model.settings.squarings) == ("space_time", 7)
+
+
+def test_propagate_roi_on_its_own_grid(fitted: Path, patient: Path) -> None:
+    run("propagate_roi", f"out={fitted}", f"roi={patient / 'heart.nii.gz'}", "times=[0,5.5]", "curve_points=5")
+    roi = sitk.ReadImage(str(patient / "heart.nii.gz"))
+    carried = {t: sitk.ReadImage(str(fitted / "roi" / f"heart_t{t}.nii.gz")) for t in ("0", "5.5")}
+    assert all(Grid.of(image).is_close(Grid.of(roi)) for image in carried.values())
+    # At the reference's time nothing moves.
+    assert np.array_equal(sitk.GetArrayViewFromImage(carried["0"]), sitk.GetArrayViewFromImage(roi))
+    rows = rows_of(fitted / "roi" / "heart_curve.csv")
+    # 5 points over 0 to 30, the three measured times, and the one asked for: 0 and 30 are in common.
+    assert [float(row["time"]) for row in rows] == [0, 5.5, 7.5, 12, 15, 22.5, 30]
+    assert [row["measured"] for row in rows] == ["True", "False", "False", "True", "False", "False", "True"]
+    # The curve is measured in a part of the grid, and says the same as the whole file.
+    millilitres = np.count_nonzero(sitk.GetArrayViewFromImage(carried["5.5"])) * 15**3 / 1000
+    assert float(rows[1]["volume_ml"]) == pytest.approx(millilitres, rel=1e-5)
+    assert (fitted / "roi" / "heart_t5.5.png").is_file()
+    assert (fitted / "roi" / "heart_curve.png").is_file()
+
+
+def test_propagate_roi_refuses(fitted: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = refused(capsys, "propagate_roi", f"out={fitted}", f"roi={patient / 'far.nii.gz'}", "times=[5]")
+    assert "far.nii.gz" in far
+    assert "outside the reference" in far
+    missing = refused(capsys, "propagate_roi", f"out={fitted}", "roi=nowhere.nii.gz", "times=[5]")
+    assert "nowhere.nii.gz: no such file" in missing
+    assert "times" in refused(capsys, "propagate_roi", f"out={fitted}", "roi=nowhere.nii.gz", "times=[soon]")
+    assert not list((fitted / "roi").glob("far*"))
+
+
+def test_eval_interpolation_holds_images_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("eval_interpolation", f"out={tmp_path}", "experiment=demo", *TINY_PHANTOM[1:], "held_out=[2]", *QUICK)
+    printed = capsys.readouterr().out
+    assert "nearest phase" in printed
+    assert "at most 0.5" in printed  # the demo's targets
+    assert STNeRP.load(tmp_path / "model.pt").times == (0, 1, 3)
+    rows = rows_of(tmp_path / "metrics.csv")
+    methods = [row["method"] for row in rows if float(row["time"]) == 2]
+    assert methods == ["reference, no motion", "nearest phase", "linear blend", "stnerp"]
+    assert {row["method"] for row in rows if float(row["time"]) != 2} == {"stnerp, seen images"}
+    phantom = Phantom((24, 19, 12), 15.0, n_landmarks=300)
+    apart = np.linalg.norm(phantom.landmarks(0.5) - phantom.landmarks(0.0), axis=1).mean()
+    assert float(rows[1]["tre_mean_mm"]) == pytest.approx(apart, rel=1e-5)
+    summary = {row["method"]: row for row in rows_of(tmp_path / "summary.csv")}
+    assert summary["stnerp"]["tre_mean_before_mm"] == rows[1]["tre_mean_mm"]
+    assert summary["stnerp, seen images"]["images"] == "2"
+    assert (tmp_path / "pictures" / "t2.png").is_file()
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8").startswith("| method |")
+
+
+def test_eval_interpolation_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["eval_interpolation", f"out={tmp_path}", *TINY_PHANTOM, *QUICK]
+    assert "give either held_out" in refused(capsys, *common)
+    assert "from 0 to 3" in refused(capsys, *common, "held_out=[4]")
+    assert "leave out the reference" in refused(capsys, *common, "held_out=[0]")
+    assert "known_every" in refused(capsys, *common, "known_every=9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.images=[a.nii.gz,b.nii.gz]"], "a.nii.gz: no such file"),
+        ([], "data.images: is missing"),
+        (["data.imges=[a.nii.gz]"], "Could not override 'data.imges'"),
+        (["data=phantome"], "Could not find 'data/phantome'"),
+        ([*TINY_PHANTOM, "data.motion=swimming"], "data.motion: 'swimming'"),
+        ([*TINY_PHANTOM, "data.motion_settings={speed: 1}"], "data.motion_settings: "),
+        ([*TINY_PHANTOM, "data.reference=4"], "data.reference: 4"),
+        ([*TINY_PHANTOM, "data.phases=1"], "data.phases: 1"),
+        ([*TINY_PHANTOM, "seed=one"], "seed: 'one' must be a whole number"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, "train_ref", f"out={tmp_path / 'p'}", "progress=false", *arguments)
+    assert contents(tmp_path) == {}
+
+
+def test_missing_runs_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train_def", f"out={tmp_path / 'typo'}")
+    assert "run train_ref.py" in line
+    assert "prior=false" in line
+    assert "run train_def.py" in refused(
+        capsys, "propagate_roi", f"out={tmp_path / 'typo'}", "roi=a.nii.gz", "times=[1]"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ref_net_of_other_data_is_refused(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train_def", f"out={fitted}", "overwrite=true", "data.reference=1")
+    assert "reference changed since ref_net.pt was fitted" in line
+
+
+def test_as_a_user_starts_it(tmp_path: Path) -> None:
+    """From another folder, which stays as it was: no outputs/, no log; and no traceback."""
+    command = [sys.executable, str(SCRIPTS / "train_ref.py"), "out=p1", "data.images=[a.mha,b.mha]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: a.mha: no such file or folder; check the path\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["p1"]

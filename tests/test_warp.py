@@ -1,0 +1,163 @@
+"""Reading a volume where it is known exactly: at its voxels, along ramps, for polynomials."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+
+from stnerp.geometry import Grid, cube_points
+from stnerp.warp import displaced_points, resize, sample, warp
+
+SHAPE = (5, 6, 9)
+# float64: rounding of a sum of eight weighted values near 1.
+EXACT = 1e-12
+
+
+def volume(channels: int = 2, batch: int = 1, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch, channels, *shape, generator=generator, dtype=torch.float64)
+
+
+# -- sample and warp
+
+
+def test_identity_is_exact_and_the_other_convention_is_not() -> None:
+    image = volume()
+    still = warp(image, torch.zeros(1, 3, *SHAPE, dtype=torch.float64))
+    assert (still - image).abs().max() < EXACT
+    # FACTS, trap 1: voxel i is read at i n / (n - 1) - 1/2, half a voxel off at the borders.
+    points = cube_points(SHAPE, dtype=torch.float64)[None]
+    other = F.grid_sample(image, points, padding_mode="border", align_corners=False)
+    assert (other - image).abs().max() > 0.1
+
+
+def test_voxel_centres_in_world_space_are_read_exactly(any_grid: Grid) -> None:
+    image = volume(shape=any_grid.shape)
+    points = torch.from_numpy(any_grid.world_to_cube(any_grid.points_world()))[None]
+    assert (sample(image, points) - image).abs().max() < EXACT
+    assert torch.equal(sample(image, points, mode="nearest"), image)
+
+
+def test_ramps_are_read_as_the_points_themselves() -> None:
+    # The volume holds its own coordinates (x, y, z): sampling must give back the points, in that order.
+    ramp = cube_points(SHAPE, dtype=torch.float64).movedim(-1, 0)[None]
+    points = torch.rand(1, 40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    assert (sample(ramp, points)[0].T - points[0]).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("inner", [(7,), (2, 3), (4, 3, 2), (2, 2, 3, 2)])
+def test_points_come_in_any_shape(inner: tuple[int, ...]) -> None:
+    image = volume(batch=2)
+    points = torch.rand(2, *inner, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    values = sample(image, points)
+    assert values.shape == (2, 2, *inner)
+    flat = sample(image, points.reshape(2, -1, 3))
+    assert torch.equal(values.reshape(2, 2, -1), flat)
+    for b in range(2):
+        assert torch.equal(sample(image[b : b + 1], points[b : b + 1])[0], values[b])
+
+
+def test_beyond_the_border_is_the_border() -> None:
+    image = volume()
+    points = torch.tensor([[[3.0, 1.0, 1.0], [-1.0, -7.0, -1.0], [5.0, 5.0, 5.0]]], dtype=torch.float64)
+    expected = torch.stack([image[0, :, -1, -1, -1], image[0, :, 0, 0, 0], image[0, :, -1, -1, -1]], dim=1)
+    assert (sample(image, points)[0] - expected).abs().max() < EXACT
+
+
+def test_nearest_takes_one_label_and_makes_no_new_ones() -> None:
+    labels = torch.arange(9.0).reshape(1, 1, 1, 1, 9) * 10
+    x = torch.tensor([0.0, 0.4, 0.6, 4.4, 7.6, 8.4, 30.0])
+    points = torch.stack([2 * x / 8 - 1, torch.full_like(x, -1), torch.full_like(x, -1)], dim=-1)[None]
+    assert sample(labels, points, mode="nearest").flatten().tolist() == [0, 0, 10, 40, 80, 80, 80]
+
+
+def test_warp_pulls_back() -> None:
+    image = volume()
+    for axis in range(3):
+        one_voxel = torch.zeros(1, 3, *SHAPE, dtype=torch.float64)
+        one_voxel[:, axis] = 2 / (SHAPE[2 - axis] - 1)
+        moved = warp(image, one_voxel)
+        dim, n = 4 - axis, SHAPE[2 - axis]
+        # moved(p) = image(p + u): what lay at voxel i + 1 is now at i; the border's value stays.
+        assert (moved.narrow(dim, 0, n - 1) - image.narrow(dim, 1, n - 1)).abs().max() < EXACT
+        assert (moved.narrow(dim, n - 1, 1) - image.narrow(dim, n - 1, 1)).abs().max() < EXACT
+
+
+def test_displacement_decides_the_shape_and_the_cube_is_shared() -> None:
+    ramp = cube_points(SHAPE, dtype=torch.float64).movedim(-1, 0)[None]
+    displacement = torch.full((1, 3, 3, 4, 5), 0.1, dtype=torch.float64)
+    points = displaced_points(displacement)
+    assert (points - cube_points((3, 4, 5), dtype=torch.float64) - 0.1).abs().max() < EXACT
+    assert (warp(ramp, displacement) - points.movedim(-1, 1).clamp(max=1)).abs().max() < EXACT
+
+
+# -- resize
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 9), (9, 11, 17), (3, 2, 4), (10, 3, 9), (2, 2, 2)])
+def test_linear_is_torch_s_trilinear(shape: tuple[int, int, int]) -> None:
+    image = volume()
+    expected = F.interpolate(image, size=shape, mode="trilinear", align_corners=True)
+    assert (resize(image, shape) - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_given_values_are_kept_at_knots(order: int) -> None:
+    image = volume()
+    finer = resize(image, (9, 16, 25), order)  # 2, 3 and 3 intervals for each
+    assert (finer[:, :, ::2, ::3, ::3] - image).abs().max() < EXACT
+
+
+def test_order_3_reproduces_cubics_in_the_interior() -> None:
+    n = 61
+    knots = torch.linspace(-1, 1, n, dtype=torch.float64)
+    polynomial = [0.3, -1.0, 0.7, 2.0]
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return sum(c * x**k for k, c in enumerate(polynomial))  # type: ignore[return-value]
+
+    fine = torch.linspace(-1, 1, 5 * n - 4, dtype=torch.float64)
+    middle = (fine.abs() < 0.3).nonzero().flatten()
+    for axis in range(3):
+        shape, to = [1, 1, 1], [1, 1, 1]
+        shape[axis], to[axis] = n, len(fine)
+        resized = resize(value(knots).reshape(1, 1, *shape), (to[0], to[1], to[2]), order=3).flatten()
+        # The mirrored ends are wrong by about 1, and forgotten by 2 - √3 = 0.27 per knot: 0.27^21 = 1e-12.
+        assert (resized - value(fine))[middle].abs().max() < 1e-11
+        linear = resize(value(knots).reshape(1, 1, *shape), (to[0], to[1], to[2]), order=1).flatten()
+        assert (linear - value(fine))[middle].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_constants_stay_constant(order: int) -> None:
+    constant = torch.full((1, 1, *SHAPE), 0.7, dtype=torch.float64)
+    assert (resize(constant, (9, 4, 20), order) - 0.7).abs().max() < EXACT
+
+
+def test_axis_of_one_voxel_is_repeated() -> None:
+    image = volume(shape=(1, 4, 5))
+    assert (resize(image, (3, 4, 5)) - image).abs().max() < EXACT
+
+
+def test_resize_is_differentiable() -> None:
+    image = volume(shape=(3, 4, 5)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: resize(v, (5, 3, 9), order=3), image)
+
+
+def test_float32_in_float32_out() -> None:
+    assert resize(volume().float(), (7, 7, 7)).dtype == torch.float32
+    assert sample(volume().float(), torch.zeros(1, 2, 3)).dtype == torch.float32
+
+
+def test_grid_images_and_sampling_agree_with_simpleitk(oblique_grid: Grid) -> None:
+    array = volume(channels=1, shape=oblique_grid.shape)[0, 0].numpy()
+    image = oblique_grid.image(array)
+    index = np.random.default_rng(2).uniform(0, np.asarray(oblique_grid.size) - 1, (30, 3))
+    world = oblique_grid.index_to_world(index)
+    expected = [image.EvaluateAtPhysicalPoint(point, sitk.sitkLinear) for point in world.tolist()]
+    points = torch.from_numpy(oblique_grid.world_to_cube(world))[None]
+    read = sample(torch.from_numpy(array)[None, None], points)[0, 0].numpy()
+    assert np.abs(read - expected).max() < 1e-10
