@@ -1,0 +1,39 @@
+# make demo | test | test-slow | lint | presets | clean
+# A bare machine with Python 3.10 or newer is enough; everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint presets clean
+
+demo: $(VENV)/installed
+	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+presets: $(VENV)/installed
+	$(BIN)/python scripts/write_presets.py
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find stnerp scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian and Ubuntu ship Python without venv.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) must be Python 3.10 or newer; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy python3-venv; } \
+		|| { echo "error: $(PYTHON) has no venv; install it (Debian, Ubuntu: sudo apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

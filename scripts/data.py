@@ -1,0 +1,149 @@
+"""The series that a config names: a patient's files, the phantom, or a real CT under a known motion.
+
+Where the truth is known, it is in the series itself: landmarks and masks of every image.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from omegaconf import DictConfig, OmegaConf
+
+from stnerp import InputError, Series, load_series
+from stnerp.geometry import Grid, Triple
+from stnerp.io.image import read_image, read_labels
+from stnerp.motion import Breathing, Longitudinal
+from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, MovingScene, Phantom
+
+Motion = Breathing | Longitudinal
+
+
+@dataclass(frozen=True)
+class PatientData:
+    """What a config's `data` section stands for.
+
+    Attributes:
+        series: checked images.
+        label_names: of the masks' labels; those without a name are "label 7".
+        contours: labels to draw.
+        seconds: how long reading and checking took; making a simulated series doesn't count.
+    """
+
+    series: Series
+    label_names: dict[int, str]
+    contours: list[int]
+    seconds: float
+
+
+def load_data(config: DictConfig) -> PatientData:
+    """The series of a config's `data` section.
+
+    Raises:
+        InputError: as `load_series`, or an unknown kind, motion or setting of a motion.
+    """
+    makers = {"files": _from_files, "phantom": _from_phantom, "simulated": _from_ct}
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    if values.get("kind") not in makers:
+        raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(makers)}")
+    arguments = makers[values["kind"]](values)
+    start = time.perf_counter()
+    series = load_series(**arguments)
+    seconds = time.perf_counter() - start
+    names = _label_names(values, series)
+    return PatientData(series, names, _contours(values, names), seconds)
+
+
+def _from_files(values: dict[str, Any]) -> dict[str, Any]:
+    keys = ("images", "times", "reference", "period", "masks", "landmarks", "window")
+    return {key: values[key] for key in keys}
+
+
+def _from_phantom(values: dict[str, Any]) -> dict[str, Any]:
+    motion = _motion(values, BOX_MM, TUMOUR_CENTRE_MM)
+    x, y, z = values["size"]
+    phantom = Phantom((x, y, z), values["spacing_mm"], motion, values["noise_hu"], values["seed"])
+    return _moving(phantom, values, with_labels=True)
+
+
+def _from_ct(values: dict[str, Any]) -> dict[str, Any]:
+    ct = read_image(values["ct"])
+    labels = None if values["labels"] is None else read_labels(values["labels"])
+    if labels is not None and not Grid.of(labels).is_close(Grid.of(ct)):
+        raise InputError(f"{values['labels']}: is not on the grid of {values['ct']}; resample it onto that")
+    grid = Grid.of(ct)
+    low, high = (grid.cube_to_world(np.full(3, corner)) for corner in (-1.0, 1.0))
+    motion = _motion(values, (_triple((low + high) / 2), _triple(np.abs(high - low) / 2)), None)
+    scene = MovedImage(ct, motion, labels, noise_hu=values["noise_hu"], seed=values["seed"])
+    return _moving(scene, values, with_labels=labels is not None)
+
+
+def _moving(scene: MovingScene, values: dict[str, Any], with_labels: bool) -> dict[str, Any]:
+    """Images, masks and landmarks of a known motion."""
+    assert isinstance(scene, Phantom | MovedImage)
+    times = scene.times(values["phases"])
+    return {
+        "images": [scene.image(t) for t in times],
+        "times": times,
+        "reference": values["reference"],
+        "period": scene.motion.period,
+        "masks": [scene.labels(t) for t in times] if with_labels else None,
+        "landmarks": [scene.landmarks(t) for t in times],
+        "window": values["window"],
+    }
+
+
+def _motion(values: dict[str, Any], box_mm: tuple[Triple, Triple], tumour_centre_mm: Triple | None) -> Motion:
+    """The motion, at rest at the reference; the unit of time is the phase when it breathes, else the day."""
+    phases, reference = values["phases"], values["reference"]
+    if not (isinstance(phases, int) and phases >= 2):
+        raise InputError(f"data.phases: {phases!r} must be a whole number, 2 or more")
+    if not (isinstance(reference, int) and 0 <= reference < phases):
+        raise InputError(f"data.reference: {reference!r} must be the index of an image, from 0 to {phases - 1}")
+    settings: dict[str, Any] = {"centre_mm": box_mm[0], "half_size_mm": box_mm[1]}
+    make: type[Breathing] | type[Longitudinal]
+    if values["motion"] == "breathing":
+        make = Breathing
+        settings |= {"period": float(phases)}
+    elif values["motion"] == "longitudinal":
+        make = Longitudinal
+        settings |= {} if tumour_centre_mm is None else {"tumour_centre_mm": tumour_centre_mm}
+    else:
+        raise InputError(f"data.motion: {values['motion']!r} must be breathing or longitudinal")
+    settings |= values["motion_settings"] or {}
+    try:
+        return make(**settings, reference_time=make(**settings).times(phases)[reference])
+    except TypeError as error:
+        raise InputError(f"data.motion_settings: {str(error).split('()', 1)[-1].strip()}") from None
+
+
+def _label_names(values: dict[str, Any], series: Series) -> dict[int, str]:
+    """A name for each label in the reference's mask, or in the first image's that has one."""
+    masks = [series.masks[series.reference], *series.masks]
+    mask = next((mask for mask in masks if mask is not None), None)
+    if mask is None:
+        return {}
+    if values["kind"] == "phantom":
+        given = {label: name for name, label in LABELS.items()}
+    else:
+        given = {int(label): str(name) for label, name in (values["label_names"] or {}).items()}
+    found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
+    return {label: given.get(label, f"label {label}") for label in found}
+
+
+def _contours(values: dict[str, Any], names: dict[int, str]) -> list[int]:
+    wanted = values["contours"]
+    if wanted is None:
+        return list(names)
+    unknown = sorted(set(wanted) - set(names.values()))
+    if unknown and values["kind"] != "phantom":  # a small phantom may lack some organs
+        raise InputError(f"data.contours: no label {', '.join(unknown)}; known: {', '.join(names.values())}")
+    return [label for label, name in names.items() if name in wanted]
+
+
+def _triple(values: np.ndarray) -> Triple:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

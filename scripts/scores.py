@@ -1,0 +1,152 @@
+"""What is said about one image of a series: how well a model explains it, beside what it was before.
+
+Images are scored in the window's [0, 1]; landmarks in the reference, contours in the image itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from data import PatientData
+
+from stnerp import STNeRP
+from stnerp.geometry import Grid
+from stnerp.metrics import (
+    dice,
+    folding,
+    jacobian_determinant,
+    ncc,
+    psnr_db,
+    ssim,
+    surface_distances_mm,
+    tre_summary,
+)
+from stnerp.preprocess import normalised
+from stnerp.report import overview
+
+TRE_KEYS = ("landmarks", "tre_mean_mm", "tre_median_mm", "tre_p95_mm", "tre_max_mm")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer for one image of the series, on that image's own grid.
+
+    Attributes:
+        target, image: intensities in [0, 1], (z, y, x): the scan and what the model says.
+        before: the reference as the headers place it.
+        covered: where the reference has something to say, after deformation; only this is scored.
+        displacement_mm: target -> reference, world LPS mm, (z, y, x, 3).
+        labels, labels_before: the reference's labels carried to this time, or left where they are.
+    """
+
+    index: int
+    grid: Grid
+    target: np.ndarray
+    image: np.ndarray
+    before: np.ndarray
+    covered: np.ndarray
+    displacement_mm: np.ndarray
+    labels: sitk.Image | None
+    labels_before: sitk.Image | None
+
+
+def predict(model: STNeRP, patient: PatientData, index: int) -> Prediction:
+    """The model's answer for the image at `index`."""
+    series = patient.series
+    scan, t, window = series.images[index], series.times[index], series.window
+    grid, reference = Grid.of(scan), series.reference_image
+    mask = series.masks[series.reference]
+    everywhere = series.grid.image(np.ones(series.grid.shape, np.uint8))
+    before = sitk.Resample(reference, scan, sitk.Transform(), sitk.sitkLinear, window.low, sitk.sitkFloat32)
+    return Prediction(
+        index=index,
+        grid=grid,
+        target=normalised(scan, window),
+        image=normalised(model.image(t, grid), window),
+        before=normalised(before, window),
+        covered=sitk.GetArrayFromImage(model.propagate(everywhere, t, grid)) != 0,
+        displacement_mm=sitk.GetArrayFromImage(model.displacement(t, grid)),
+        labels=None if mask is None else model.propagate(mask, t, grid),
+        labels_before=None if mask is None else resampled_labels(mask, scan),
+    )
+
+
+def score(model: STNeRP, patient: PatientData, prediction: Prediction) -> dict[str, Any]:
+    """One row of metrics.csv; names without `before` are those of the model."""
+    series, i, p = patient.series, prediction.index, prediction
+    mask = None if p.covered.all() else p.covered
+    row: dict[str, Any] = {"time": series.times[i], "image": series.names[i]}
+    row["covered_percent"] = 100 * float(p.covered.mean())
+    for name, measure in {"psnr_db": psnr_db, "ssim": ssim}.items():
+        row[f"{name}_before"] = measure(p.before, p.target, mask=mask)
+        row[name] = measure(p.image, p.target, mask=mask)
+    row["ncc_before"], row["ncc"] = ncc(p.before, p.target, mask), ncc(p.image, p.target, mask)
+    row |= folding(jacobian_determinant(p.displacement_mm, p.grid))
+    row |= landmark_errors(model, patient, i)
+    row |= contour_scores(patient, i, p.labels_before, "_before")
+    row |= contour_scores(patient, i, p.labels)
+    return row
+
+
+def landmark_errors(model: STNeRP, patient: PatientData, index: int) -> dict[str, Any]:
+    """TRE of the landmarks inside both fields of view, in the reference, in mm; empty where there are none."""
+    series = patient.series
+    reference_mm, target_mm = series.landmarks[series.reference], series.landmarks[index]
+    if reference_mm is None or target_mm is None:
+        return {}
+    seen = series.grid.contains(reference_mm) & Grid.of(series.images[index]).contains(target_mm)
+    reference_mm, target_mm = reference_mm[seen], target_mm[seen]
+    before = tre_summary(target_mm, reference_mm)
+    after = tre_summary(model.map_points(target_mm, series.times[index]), reference_mm, series.grid)
+    row = {f"{key.removesuffix('_mm')}_before_mm": before[key] for key in TRE_KEYS[1:]}
+    row |= after
+    row["landmarks_outside"] = int(np.count_nonzero(~seen))
+    return row
+
+
+def contour_scores(
+    patient: PatientData, index: int, labels: sitk.Image | None, suffix: str = ""
+) -> dict[str, float]:
+    """Dice, HD95 and mean surface distance of each label; empty where the truth or the labels are missing."""
+    true = patient.series.masks[index]
+    if true is None or labels is None:
+        return {}
+    row = {}
+    for label, name in patient.label_names.items():
+        name = name.replace(" ", "_")
+        distances = surface_distances_mm(labels, true, label)
+        row[f"dice_{name}{suffix}"] = dice(labels, true, label)
+        row[f"hd95_{name}{suffix}_mm"] = distances["hd95_mm"]
+        row[f"mean_surface_distance_{name}{suffix}_mm"] = distances["mean_surface_distance_mm"]
+    return row
+
+
+def resampled_labels(labels: sitk.Image, grid: sitk.Image) -> sitk.Image:
+    """Labels on another image's grid, nearest neighbour."""
+    return sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
+
+
+def draw(path: Path, patient: PatientData, prediction: Prediction, title: str) -> Path:
+    """Reference / target / prediction / difference / deformation, the contours overlaid."""
+    p, true = prediction, patient.series.masks[prediction.index]
+    contours = {}
+    if p.labels is not None:
+        carried = sitk.GetArrayFromImage(p.labels)
+        truth = None if true is None else sitk.GetArrayFromImage(true)
+        for label in patient.contours:
+            name = patient.label_names[label]
+            contours[name] = (None if truth is None else truth == label, carried == label)
+    return overview(
+        path,
+        reference=p.before,
+        target=p.target,
+        prediction=p.image,
+        displacement_mm=p.displacement_mm,
+        grid=p.grid,
+        contours=contours,
+        title=title,
+    )
