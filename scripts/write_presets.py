@@ -35,7 +35,7 @@ def _lines(settings: RefNetSettings | DefNetSettings) -> list[str]:
     for name, value in values.items():
         if name == "levels":
             value = [list(level.values()) for level in value]
-            name = "# spacing_mm, lattice_mm (null: the image's own, the voxels'), iterations\n  levels"
+            name = "# spacing_mm, lattice_mm (null: the image's own, the voxels'), iterations, times per step (null: all)\n  levels"
         shown = json.dumps(value)  # YAML reads JSON
         lines.append(f"  {name}: {shown}")
     return lines

@@ -128,7 +128,7 @@ def _optimise(
             images = _Level(net, ref_net, reference, series, alignments, settings, level)
             for _ in range(level.iterations):
                 optimiser.zero_grad(set_to_none=True)
-                values = images.backward(_chosen_times(series, settings, draw))
+                values = images.backward(_chosen_times(series, level, draw))
                 optimiser.step()
                 if schedule is not None:
                     schedule.step()
@@ -143,12 +143,12 @@ def _optimise(
     return [{name: float(value) for name, value in row.items()} for row in history]
 
 
-def _chosen_times(series: Series, settings: DefNetSettings, draw: np.random.Generator) -> list[int]:
+def _chosen_times(series: Series, level: Level, draw: np.random.Generator) -> list[int]:
     """Which targets this step looks at: all, or some drawn without repetition."""
     targets = list(series.targets)
-    if settings.times_per_step is None or settings.times_per_step >= len(targets):
+    if level.times_per_step is None or level.times_per_step >= len(targets):
         return targets
-    return sorted(draw.choice(targets, settings.times_per_step, replace=False).tolist())
+    return sorted(draw.choice(targets, level.times_per_step, replace=False).tolist())
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class RefNetSettings:
             before, starting at the image's own; channels of each; hidden units of the decoder.
         iterations: steps of Adam.
         learning_rate, decay: constant, or falling to zero along a cosine.
-        points_per_step: voxels drawn for each step; None: all of them, as Eq. 3 reads.
+        fraction_per_step: part of the voxels drawn for each step; 1: all of them, as Eq. 3 reads.
     """
 
     backbone: Literal["siren", "grid"] = "grid"
@@ -35,12 +35,12 @@ class RefNetSettings:
     fourier_width: int = 256
     fourier_sigma: float = 3.0
     grid_levels: int = 5
-    grid_features: int = 4
-    decoder_width: int = 64
-    iterations: int = 300
-    learning_rate: float = 1e-2
+    grid_features: int = 2
+    decoder_width: int = 32
+    iterations: int = 500
+    learning_rate: float = 2e-2
     decay: Literal["constant", "cosine"] = "cosine"
-    points_per_step: int | None = 2**16
+    fraction_per_step: float = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class Level:
         spacing_mm: spacing of the voxels that are compared, never finer than the reference's own; None: its own.
         lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
         iterations: steps of Adam.
+        times_per_step: target times that a step looks at, drawn anew for each; None: all of them.
     """
 
     spacing_mm: float | None
     lattice_mm: float | None
     iterations: int
+    times_per_step: int | None = None
 
     def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
         """The voxels that are compared, `refine` times as many per axis, never finer than the grid's own."""
@@ -88,7 +90,6 @@ class DefNetSettings:
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
-        times_per_step: target times per step; None: all of them.
     """
 
     form: Literal["factorised", "space_time"] = "factorised"
@@ -99,11 +100,11 @@ class DefNetSettings:
     fourier_sigma: float = 0.5
     length_mm: float = 150.0
     velocity_mm: float = 30.0
-    squarings: int = 6
+    squarings: int = 5
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 8.0
-    noise: float = 0.01
+    noise: float = 0.005
     smoothing: float = 0.5
     diffusion: float = 0.05
     bending: float = 0.0
@@ -112,8 +113,7 @@ class DefNetSettings:
     volume: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 8, 60), Level(4, 8, 60))
-    times_per_step: int | None = None
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 8, 60), Level(2, 8, 30, 3))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ FAST = Preset()
 
 PAPER = Preset(
     ref_net=RefNetSettings(
-        backbone="siren", iterations=2000, learning_rate=1e-4, decay="constant", points_per_step=None
+        backbone="siren", iterations=2000, learning_rate=1e-4, decay="constant", fraction_per_step=1.0
     ),
     def_net=DefNetSettings(
         form="space_time",
@@ -165,7 +165,7 @@ def preset_of(name: str) -> Preset:
 
 
 def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Settings with some replaced; `levels` may also come as (spacing_mm, lattice_mm, iterations) triples.
+    """Settings with some replaced; `levels` may also come as tuples in the order of `Level`.
 
     Raises:
         InputError: a setting that doesn't exist.
@@ -177,10 +177,14 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     if "levels" in changes:
         given = changes["levels"]
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise InputError(f"levels: {given!r} must be a list of (spacing_mm, lattice_mm, iterations)")
+            raise InputError(
+                f"levels: {given!r} must be a list of (spacing_mm, lattice_mm, iterations[, times_per_step])"
+            )
         levels = tuple(_level(level) for level in given)
         if not levels:
-            raise InputError("levels: give at least one level (spacing_mm, lattice_mm, iterations)")
+            raise InputError(
+                "levels: give at least one level (spacing_mm, lattice_mm, iterations[, times_per_step])"
+            )
         changes = {**changes, "levels": levels}
     changed = replace(settings, **changes)
     _check(changed)
@@ -188,33 +192,45 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
 
 
 AT_LEAST_ONE = (
-    "width", "fourier_width", "grid_levels", "grid_features", "decoder_width", "iterations", "points_per_step",
+    "width", "fourier_width", "grid_levels", "grid_features", "decoder_width", "iterations",
     "times_per_step",
 )  # fmt: skip
-POSITIVE = ("learning_rate", "omega", "length_mm", "velocity_mm", "window_mm", "noise", "spacing_mm", "lattice_mm")
+POSITIVE = (
+    "learning_rate",
+    "fraction_per_step",
+    "omega",
+    "length_mm",
+    "velocity_mm",
+    "window_mm",
+    "noise",
+    "spacing_mm",
+    "lattice_mm",
+)
 
 
-def _check(settings: RefNetSettings | DefNetSettings | Level) -> None:
+def _check(settings: RefNetSettings | DefNetSettings | Level, within: str = "") -> None:
     """InputError for a choice that doesn't exist or a number that makes no sense."""
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
-            raise InputError(f"{name}: unknown choice {value!r}; give one of {', '.join(get_args(hint))}")
+            raise InputError(f"{within}{name}: unknown choice {value!r}; give one of {', '.join(get_args(hint))}")
         if name == "levels":
             for level in value:
-                _check(level)
+                _check(level, within="levels: ")
         elif get_origin(hint) is Literal or (value is None and type(None) in get_args(hint)):
             continue
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{name}: {value!r} must be a number")
+            raise InputError(f"{within}{name}: {value!r} must be a number")
         elif int in (hint, *get_args(hint)) and value != int(value):
-            raise InputError(f"{name}: {value!r} must be a whole number")
+            raise InputError(f"{within}{name}: {value!r} must be a whole number")
         elif not math.isfinite(value) or value < 0:
-            raise InputError(f"{name}: {value} must be a finite number, not negative")
+            raise InputError(f"{within}{name}: {value} must be a finite number, not negative")
         elif (name in AT_LEAST_ONE and value < 1) or (name == "layers" and value < 2):
-            raise InputError(f"{name}: {value} must be at least {2 if name == 'layers' else 1}")
+            raise InputError(f"{within}{name}: {value} must be at least {2 if name == 'layers' else 1}")
+        elif name.startswith("fraction") and value > 1:
+            raise InputError(f"{within}{name}: {value} must be at most 1")
         elif name in POSITIVE and value == 0:
-            raise InputError(f"{name}: must be above 0")
+            raise InputError(f"{within}{name}: must be above 0")
 
 
 def _level(value: Any) -> Level:
@@ -223,4 +239,6 @@ def _level(value: Any) -> Level:
     try:
         return Level(**value) if isinstance(value, dict) else Level(*value)
     except TypeError as error:
-        raise InputError(f"levels: {value!r} must be spacing_mm, lattice_mm and iterations") from error
+        raise InputError(
+            f"levels: {value!r} must be (spacing_mm, lattice_mm, iterations[, times_per_step])"
+        ) from error

@@ -25,6 +25,7 @@ from stnerp.series import Series
 from stnerp.window import Window
 
 CHUNK = 2**16
+FEWEST_POINTS = 1024  # a step on fewer is hardly faster
 KIND = "stnerp Ref-Net"
 
 
@@ -148,14 +149,15 @@ def fit_reference(
     net = RefNet(series.grid, series.window, chosen).to(where)
     image = torch.from_numpy(normalised(series.reference_image, series.window)).to(where)
     intensities, points = image.reshape(-1), None
-    if chosen.points_per_step is None:
+    drawn = max(int(chosen.fraction_per_step * len(intensities)), FEWEST_POINTS)
+    if drawn >= len(intensities):
         points = cube_points(series.grid.shape, where).reshape(-1, 3)
-    optimiser = torch.optim.Adam(net.parameters(), lr=chosen.learning_rate)
+    optimiser = torch.optim.Adam(net.parameters(), lr=chosen.learning_rate, fused=True)
     schedule = cosine(optimiser, chosen.iterations) if chosen.decay == "cosine" else None
     bar = tqdm(range(1, chosen.iterations + 1), desc="Ref-Net", disable=not progress)
     for step in bar:
         if points is None:
-            chosen_voxels = torch.randint(len(intensities), (chosen.points_per_step or 1,), device=where)
+            chosen_voxels = torch.randint(len(intensities), (drawn,), device=where)
             loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
         else:
             loss = mse(intensities, net(points))

@@ -36,9 +36,7 @@ def test_blend(t, value):
 
 
 @pytest.mark.parametrize("cycle", [-10.0, 0.0, 5.0])
-@pytest.mark.parametrize(
-    ("t", "nearest", "blend"), [(4.25, 40, 30), (4.75, 0, 10), (0.25, 0, 2.5), (3.0, 40, 30)]
-)
+@pytest.mark.parametrize(("t", "nearest", "blend"), [(4.25, 40, 30), (4.75, 0, 10), (0.25, 0, 2.5), (3.0, 40, 30)])
 def test_a_cycle_wraps_around(t, nearest, blend, cycle):
     assert nearest_phase(IMAGES, TIMES, t + cycle, period=5.0).max() == nearest
     np.testing.assert_allclose(linear_blend(IMAGES, TIMES, t + cycle, period=5.0), blend)

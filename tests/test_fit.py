@@ -39,7 +39,7 @@ def tre_mm(model: STNeRP, phantom: Phantom, t: float, times: float = 1.0) -> flo
 @pytest.fixture(scope="module")
 def ref_net(phantom_series: Series) -> RefNet:
     return fit_reference(
-        phantom_series, iterations=150, points_per_step=4096, grid_levels=3, progress=False, device="cpu"
+        phantom_series, iterations=150, fraction_per_step=0.25, grid_levels=3, progress=False, device="cpu"
     )
 
 
@@ -190,7 +190,9 @@ def test_loss_is_the_sum_of_its_terms(phantom_series: Series) -> None:
 @pytest.mark.parametrize("times_per_step", [None, 1])
 def test_same_seed_same_model_to_the_bit(phantom_series: Series, times_per_step: int | None) -> None:
     def displacement(seed: int) -> np.ndarray:
-        model = fit_deformation(phantom_series, None, seed=seed, **{**BRIEF, "times_per_step": times_per_step})
+        model = fit_deformation(
+            phantom_series, None, seed=seed, **{**BRIEF, "levels": [(20, 20, 3, times_per_step)]}
+        )
         return sitk.GetArrayFromImage(model.displacement(0.4))
 
     first = displacement(1)
@@ -214,10 +216,10 @@ def test_global_random_state_does_not_decide(phantom_series: Series) -> None:
 
 
 def test_some_times_per_step(phantom: Phantom, phantom_series: Series) -> None:
-    model = fit_deformation(phantom_series, None, **{**SMALL, "times_per_step": 2})
+    model = fit_deformation(phantom_series, None, **{**SMALL, "levels": [(20, 20, 20, 2), (10, 20, 20, 2)]})
     for t in phantom_series.times[1:]:
         assert tre_mm(model, phantom, t) < 0.6 * tre_mm(model, phantom, t, times=0)
-    all_of_them = fit_deformation(phantom_series, None, **{**BRIEF, "times_per_step": 99})
+    all_of_them = fit_deformation(phantom_series, None, **{**BRIEF, "levels": [(20, 20, 3, 99)]})
     assert all_of_them.history == fit_deformation(phantom_series, None, **BRIEF).history
 
 

@@ -122,9 +122,9 @@ def test_dice_of_known_overlaps():
     assert metrics.dice(a, a, 3) == 1
     assert metrics.dice(a, b, 3) == pytest.approx(0.75)  # 3 of 4 layers each
     assert metrics.dice(a, far, 3) == 0
-    assert metrics.dice(
-        a, box_mask(grid, slice(0, 4), slice(0, 4), slice(0, 2), label=3), 3
-    ) == pytest.approx(2 / 3)
+    assert metrics.dice(a, box_mask(grid, slice(0, 4), slice(0, 4), slice(0, 2), label=3), 3) == pytest.approx(
+        2 / 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -263,9 +263,7 @@ def test_chunks_make_no_difference() -> None:
 
 def test_world_box_of_a_turned_grid() -> None:
     """A quarter turn about z swaps x and y; the box goes to the voxels' outer faces."""
-    turned = Grid(
-        (10, 20, 30), (10.0, 12.0, 5.0), (5.0, 0.0, 0.0), (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
-    )
+    turned = Grid((10, 20, 30), (10.0, 12.0, 5.0), (5.0, 0.0, 0.0), (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
     centre, half = world_box(turned)
     assert half == pytest.approx((120.0, 50.0, 75.0))
     assert centre == pytest.approx(tuple(turned.centre_mm))
@@ -285,8 +283,6 @@ def test_smooth_step_and_its_slope() -> None:
 def test_solver_converges_where_newton_alone_would_not() -> None:
     """x + 0.95 sin x has slopes from 0.05 to 1.95."""
     x = np.linspace(-20, 20, 5001)
-    found = solve_monotone(
-        lambda x: (0.95 * np.sin(x), 0.95 * np.cos(x)), x + 0.95 * np.sin(x), np.ones_like(x)
-    )
+    found = solve_monotone(lambda x: (0.95 * np.sin(x), 0.95 * np.cos(x)), x + 0.95 * np.sin(x), np.ones_like(x))
     # A residual of 1e-10 over a slope of 0.05.
     assert np.abs(found - x).max() < 1e-8

@@ -21,13 +21,12 @@ def test_paper_is_the_paper_to_the_letter() -> None:
     assert PAPER.ref_net.backbone == "siren"
     assert PAPER.ref_net.learning_rate == 1e-4
     assert PAPER.ref_net.iterations == 2000
-    assert PAPER.ref_net.points_per_step is None
+    assert PAPER.ref_net.fraction_per_step == 1.0
     assert PAPER.def_net.learning_rate == 1e-5
     assert PAPER.def_net.squarings == 7
     assert PAPER.def_net.loss == "mse"
     assert PAPER.def_net.form == "space_time"
     assert PAPER.def_net.reference == "network"
-    assert PAPER.def_net.times_per_step is None
     assert PAPER.def_net.levels == (Level(None, None, 2000),)
     penalties = ("diffusion", "bending", "total_variation", "folding", "volume", "smoothing")
     assert not any(getattr(PAPER.def_net, name) for name in penalties)
@@ -67,7 +66,7 @@ def test_settings_survive_as_plain_values(settings: DefNetSettings | RefNetSetti
     assert with_changes(type(settings)(), asdict(settings)) == settings
 
 
-@pytest.mark.parametrize("levels", [[], [(8, 8)], [(8, 8, 5, 5)], [{"spacing": 8}], [8], 8])
+@pytest.mark.parametrize("levels", [[], [(8, 8)], [(8, 8, 5, 5, 5)], [{"spacing": 8}], [8], 8])
 def test_impossible_levels_are_refused(levels: object) -> None:
     with pytest.raises(InputError, match="levels"):
         with_changes(DefNetSettings(), {"levels": levels})
@@ -82,13 +81,13 @@ def test_impossible_levels_are_refused(levels: object) -> None:
         (DefNetSettings(), "reference", "voxels"),
         (DefNetSettings(), "decay", "exponential"),
         (DefNetSettings(), "squarings", -1),
-        (DefNetSettings(), "times_per_step", 0),
+        (DefNetSettings(), "levels", [(8, 8, 5, 0)]),
         (DefNetSettings(), "learning_rate", 0.0),
         (DefNetSettings(), "learning_rate", float("nan")),
         (RefNetSettings(), "backbone", "hash"),
         (RefNetSettings(), "decay", "exponential"),
         (RefNetSettings(), "iterations", 0),
-        (RefNetSettings(), "points_per_step", 0),
+        (RefNetSettings(), "fraction_per_step", 1.5),
         (RefNetSettings(), "learning_rate", -1.0),
         (RefNetSettings(), "squarings", 7),
     ],

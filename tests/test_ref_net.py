@@ -16,11 +16,11 @@ from stnerp.ref_net import voxel_points
 from stnerp.window import Window
 
 QUICK = {
-    "grid": {"backbone": "grid", "iterations": 150, "points_per_step": 2048, "grid_levels": 3},
+    "grid": {"backbone": "grid", "iterations": 150, "fraction_per_step": 0.2, "grid_levels": 3},
     "siren": {
         "backbone": "siren",
         "iterations": 200,
-        "points_per_step": 2048,
+        "fraction_per_step": 0.2,
         "layers": 3,
         "width": 64,
         "omega": 10.0,
@@ -71,7 +71,7 @@ def test_fits_a_smooth_image(series: Series, backbone: str, tmp_path: Path) -> N
 
 
 def test_all_voxels_at_once_is_equation_3(series: Series) -> None:
-    net = fit_reference(series, progress=False, device="cpu", **{**QUICK["grid"], "points_per_step": None})
+    net = fit_reference(series, progress=False, device="cpu", **{**QUICK["grid"], "fraction_per_step": 1.0})
     assert psnr_db(net.image(), smooth(series.grid.points_world())) > 33
 
 

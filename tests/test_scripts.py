@@ -24,7 +24,7 @@ QUICK = [
     "progress=false",
     "device=cpu",
     "preset.ref_net.iterations=20",
-    "preset.ref_net.points_per_step=500",
+    "preset.ref_net.fraction_per_step=0.05",
     "preset.def_net.levels=[[15,30,4]]",
 ]
 TINY_PHANTOM = ["data=phantom", "data.size=[24,19,12]", "data.spacing_mm=15", "data.phases=4"]
