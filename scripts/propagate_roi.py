@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
         reference = normalised(model.image(model.reference_time), model.window)
         for t in times:
             carried, picture = folder / f"{name}_t{t:g}.nii.gz", folder / f"{name}_t{t:g}.png"
-            write_image(model.propagate(roi, t), carried, overwrite=config.overwrite)
+            write_image(model.propagate(roi, t, whole_grid(model, roi, t)), carried, overwrite=config.overwrite)
             wrote(carried, draw(picture, model, roi, t, name, reference))
         rows = curve(model, roi, name, times, config.curve_points)
         inside = [row for row in rows if low <= row["time"] <= high or model.period is None]
@@ -112,12 +112,22 @@ def measured_range(model: STNeRP) -> tuple[float, float]:
     return first, model.times[-1] if model.period is None else first + model.period
 
 
+def whole_grid(model: STNeRP, roi: sitk.Image, t: float) -> Grid:
+    """The ROI's own grid, unless the ROI at time t leaves it (scans far apart): then one continued to hold it."""
+    own, carried = Grid.of(roi), model.map_points(label_points(roi), t, inverse=True)
+    if own.contains(carried).all():
+        return own
+    logger.warning("t = %g: the ROI lies partly outside its own grid there; its file has a larger one", t)
+    corners = own.index_to_world(np.array([[0.0, 0.0, 0.0], np.asarray(own.size) - 1.0]))
+    return around(np.concatenate([carried, corners]), own)
+
+
 def around(points_mm: np.ndarray, grid: Grid) -> Grid:
-    """The part of a grid that holds these points and a margin, so that little is computed."""
+    """Voxels of a grid, continued past its edges, that hold these points and a margin: no more is computed."""
     index = grid.world_to_index(points_mm)
-    margin, last = MARGIN_MM / np.asarray(grid.spacing_mm), np.asarray(grid.size) - 1
-    start = np.clip(np.floor(index.min(0) - margin), 0, last).astype(int)
-    end = np.clip(np.ceil(index.max(0) + margin), 0, last).astype(int)
+    margin = MARGIN_MM / np.asarray(grid.spacing_mm)
+    start = np.floor(index.min(0) - margin).astype(int)
+    end = np.ceil(index.max(0) + margin).astype(int)
     x, y, z = (int(n) for n in end - start + 1)
     ox, oy, oz = (float(value) for value in grid.index_to_world(start.astype(float)))
     return Grid((x, y, z), grid.spacing_mm, (ox, oy, oz), grid.direction)

@@ -35,7 +35,8 @@ def _lines(settings: RefNetSettings | DefNetSettings) -> list[str]:
     for name, value in values.items():
         if name == "levels":
             value = [list(level.values()) for level in value]
-            name = "# spacing_mm, lattice_mm (null: the image's own, the voxels'), iterations, times per step (null: all)\n  levels"
+            lines.append("  # spacing_mm, lattice_mm (null: the image's own, the voxels'), iterations,")
+            lines.append("  # targets per step (null: all of them)")
         shown = json.dumps(value)  # YAML reads JSON
         lines.append(f"  {name}: {shown}")
     return lines

@@ -28,9 +28,9 @@ from stnerp.ref_net import RefNet, cosine, require_finite
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
-from stnerp.warp import displaced_points, resize, warp
+from stnerp.warp import displaced_points, resize, sample
 
-Similarity = Callable[[torch.Tensor], torch.Tensor]
+Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
 
 
 def fit_deformation(
@@ -128,7 +128,7 @@ def _optimise(
             images = _Level(net, ref_net, reference, series, alignments, settings, level)
             for _ in range(level.iterations):
                 optimiser.zero_grad(set_to_none=True)
-                values = images.backward(_chosen_times(series, level, draw))
+                values = images.backward(_chosen_times(series, level, draw), draw)
                 optimiser.step()
                 if schedule is not None:
                     schedule.step()
@@ -191,7 +191,7 @@ class _Level:
             measure = _similarity(settings, _tensor(target, device), weight, self.voxels)
             self.targets[i] = _Target(series.times[i], measure)
 
-    def backward(self, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+    def backward(self, chosen: Sequence[int], draw: np.random.Generator) -> dict[str, torch.Tensor]:
         """Add the gradient of the mean loss over these targets to the network; returns the loss's terms."""
         targets = [self.targets[i] for i in chosen]
         velocity_mm = self.net.lattice_velocity(self.lattice.shape, [target.time for target in targets])
@@ -200,7 +200,7 @@ class _Level:
         leaf = velocity_mm.detach().requires_grad_()
         sums: dict[str, torch.Tensor] = {}
         for row, target in enumerate(targets):
-            terms = self._terms(leaf[row : row + 1], target)
+            terms = self._terms(leaf[row : row + 1], target, self._slab(draw))
             loss = torch.stack(list(terms.values())).sum() / len(targets)
             loss.backward()
             for name, value in {"loss": loss * len(targets), **terms}.items():
@@ -208,11 +208,23 @@ class _Level:
         velocity_mm.backward(leaf.grad)
         return sums
 
-    def _terms(self, velocity_mm: torch.Tensor, target: _Target) -> dict[str, torch.Tensor]:
+    def _slab(self, draw: np.random.Generator) -> slice:
+        """Which slices a step looks at."""
+        slices, wanted = self.voxels.shape[0], self.settings.voxels_per_step
+        slabs = 1 if wanted is None else min(max(round(self.voxels.voxels / wanted), 1), slices // 4)
+        if slabs <= 1:
+            return slice(0, slices)
+        k = int(draw.integers(slabs))
+        # Neighbours overlap, for the windows that straddle a cut count in neither.
+        return slice(max(k * slices // slabs - 1, 0), min((k + 1) * slices // slabs + 1, slices))
+
+    def _terms(self, velocity_mm: torch.Tensor, target: _Target, slab: slice) -> dict[str, torch.Tensor]:
         """The weighted terms of the loss at one time, from its velocity (1, 3, z, y, x) on the lattice."""
         settings, spacing_mm = self.settings, self.lattice.spacing_mm
         displacement = exponential(velocity_mm / self.half_extent_mm, settings.squarings)
-        terms: dict[str, torch.Tensor] = {settings.loss: target.similarity(self._pull_back(displacement))}
+        terms: dict[str, torch.Tensor] = {
+            settings.loss: target.similarity(self._pull_back(displacement, slab), slab)
+        }
         for name, penalty in VELOCITY_PENALTIES.items():
             if weight := getattr(settings, name):
                 terms[name] = weight * penalty(velocity_mm, spacing_mm)
@@ -221,13 +233,13 @@ class _Level:
                 terms[name] = weight * penalty(displacement * self.half_extent_mm, spacing_mm)
         return terms
 
-    def _pull_back(self, displacement: torch.Tensor) -> torch.Tensor:
-        """The reference at p + u(p) for the voxels p of this level, (1, 1, z, y, x)."""
-        displacement = resize(displacement, self.voxels.shape)
+    def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:
+        """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""
+        shape = self.voxels.shape
+        points = displaced_points(resize(displacement, shape, slab=slab), shape, slab)
         if self.ref_net is None or self.settings.reference == "rendered":
-            return warp(self.reference, displacement)
-        points = displaced_points(displacement).reshape(-1, 3)
-        return self.ref_net(points).reshape(1, 1, *self.voxels.shape)
+            return sample(self.reference, points)
+        return self.ref_net(points.reshape(-1, 3)).reshape(1, 1, *points.shape[1:-1])
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]
@@ -245,7 +257,9 @@ def _similarity(
     if settings.loss == "local_ncc":
         return losses.LocalNCC(fixed, grid.spacing_mm, settings.window_mm, weight, settings.noise)
     measure = losses.mse if settings.loss == "mse" else losses.global_ncc
-    return lambda moved: measure(fixed, moved, weight)
+    if weight is None:
+        return lambda moved, slab: measure(fixed[:, :, slab], moved)
+    return lambda moved, slab: measure(fixed[:, :, slab], moved, weight[:, :, slab])
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -62,18 +62,29 @@ class LocalNCC:
         variance = self._mean(self.fixed**2) - self.fixed_mean**2
         self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
 
-    def __call__(self, moved: torch.Tensor) -> torch.Tensor:
-        """The loss of a moved image (1, 1, z, y, x)."""
-        moved = moved - 0.5
-        m, mm, mf = self._mean(torch.cat([moved, moved * moved, moved * self.fixed], dim=1)).unbind(1)
-        covariance = mf - m * self.fixed_mean[:, 0]
-        deviation = ((mm - m * m).clamp(min=0) + self.noise_variance).sqrt()
-        correlation = covariance / (deviation * self.fixed_deviation[:, 0])
-        return 1 - _mean(correlation, None if self.weight is None else self.weight[:, 0])
+    def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
+        """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.
 
-    def _mean(self, image: torch.Tensor) -> torch.Tensor:
+        Windows that a slab's cut faces would cut in two are left out.
+        """
+        fixed = self.fixed[:, :, slab]
+        moved = moved - 0.5
+        m, mm, mf = self._mean(torch.cat([moved, moved * moved, moved * fixed], dim=1), slab).unbind(1)
+        covariance = mf - m * self.fixed_mean[:, 0, slab]
+        deviation = ((mm - m * m).clamp(min=0) + self.noise_variance).sqrt()
+        correlation = covariance / (deviation * self.fixed_deviation[:, 0, slab])
+        first, last, _ = slab.indices(self.fixed.shape[2])
+        whole = slice(
+            self.radii[0] if first > 0 else 0,
+            last - first - (self.radii[0] if last < self.fixed.shape[2] else 0),
+        )
+        weight = None if self.weight is None else self.weight[:, 0, slab][:, whole]
+        return 1 - _mean(correlation[:, whole], weight)
+
+    def _mean(self, image: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """Mean within the window around each voxel, voxels by their weights."""
-        return box_mean(image if self.weight is None else image * self.weight, self.radii) / self.in_window
+        weighted = image if self.weight is None else image * self.weight[:, :, slab]
+        return box_mean(weighted, self.radii) / self.in_window[:, :, slab]
 
 
 def box_radii(image: torch.Tensor, spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:

@@ -90,6 +90,8 @@ class DefNetSettings:
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
+        voxels_per_step: about how many voxels of a target a step looks at, a slab of slices drawn anew
+            each time, so that time and memory don't grow with the image; None: all of them.
     """
 
     form: Literal["factorised", "space_time"] = "factorised"
@@ -114,6 +116,7 @@ class DefNetSettings:
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
     levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 8, 60), Level(2, 8, 30, 3))
+    voxels_per_step: int | None = 2**20
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ PAPER = Preset(
         learning_rate=1e-5,
         decay="constant",
         levels=(Level(None, None, 2000),),
+        voxels_per_step=None,
     ),
 )
 
@@ -193,7 +197,7 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
 
 AT_LEAST_ONE = (
     "width", "fourier_width", "grid_levels", "grid_features", "decoder_width", "iterations",
-    "times_per_step",
+    "times_per_step", "voxels_per_step",
 )  # fmt: skip
 POSITIVE = (
     "learning_rate",

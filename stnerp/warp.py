@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from stnerp.geometry import cube_points
 
 Shape = tuple[int, int, int]
+WHOLE = slice(None)
 
 
 def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
@@ -43,18 +44,20 @@ def warp(volume: torch.Tensor, displacement: torch.Tensor, mode: str = "bilinear
     Returns:
         (B, C, z, y, x) on the displacement's shape.
     """
-    return sample(volume, displaced_points(displacement), mode)
+    return sample(volume, displaced_points(displacement, _spatial(displacement)), mode)
 
 
-def displaced_points(displacement: torch.Tensor) -> torch.Tensor:
-    """p + u(p), (B, z, y, x, 3), of a displacement (B, 3, z, y, x) in cube units."""
-    shape = _spatial(displacement)
-    identity = cube_points(shape, displacement.device, displacement.dtype)
+def displaced_points(displacement: torch.Tensor, shape: Shape, slab: slice = WHOLE) -> torch.Tensor:
+    """p + u(p), (B, z, y, x, 3), of a displacement (B, 3, z, y, x) in cube units.
+
+    The displacement may cover a slab of slices only, of a volume of that shape.
+    """
+    identity = cube_points(shape, displacement.device, displacement.dtype)[slab]
     return identity + displacement.movedim(1, -1)
 
 
-def resize(volume: torch.Tensor, shape: Shape, order: int = 1) -> torch.Tensor:
-    """A volume (B, C, z, y, x) interpolated on another shape of the same cube.
+def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHOLE) -> torch.Tensor:
+    """A volume (B, C, z, y, x) interpolated on another shape of the same cube, or on a slab of its slices.
 
     Interpolation on a regular grid is separable: one small matrix per axis. `order` 1 is linear,
     3 the cubic spline that passes through the given values.
@@ -62,7 +65,10 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1) -> torch.Tensor:
     for axis, (n_from, n_to) in enumerate(zip(_spatial(volume), shape, strict=True), start=2):
         if n_from != n_to:
             matrix = _interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
-            volume = torch.movedim(torch.movedim(volume, axis, -1) @ matrix.T, -1, axis)
+            rows = matrix[slab] if axis == 2 else matrix
+            volume = torch.movedim(torch.movedim(volume, axis, -1) @ rows.T, -1, axis)
+        elif axis == 2:
+            volume = volume[:, :, slab]
     return volume
 
 

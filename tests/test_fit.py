@@ -223,6 +223,14 @@ def test_some_times_per_step(phantom: Phantom, phantom_series: Series) -> None:
     assert all_of_them.history == fit_deformation(phantom_series, None, **BRIEF).history
 
 
+@pytest.mark.parametrize("loss", ["local_ncc", "mse"])
+def test_some_voxels_per_step(phantom: Phantom, phantom_series: Series, loss: str) -> None:
+    settings = {**SMALL, "loss": loss, "diffusion": 0.05 if loss == "local_ncc" else 0.0, "voxels_per_step": 3000}
+    model = fit_deformation(phantom_series, None, **settings)
+    for t in phantom_series.times[1:]:
+        assert tre_mm(model, phantom, t) < 0.7 * tre_mm(model, phantom, t, times=0)
+
+
 def test_ref_net_stays_as_it_was(phantom_series: Series, ref_net: RefNet) -> None:
     before = {name: value.clone() for name, value in ref_net.state_dict().items()}
     fit_deformation(phantom_series, ref_net, **{**BRIEF, "reference": "network"})

@@ -92,6 +92,23 @@ def test_local_ncc_is_the_naive_loop(weighted: bool) -> None:
     assert abs(float(measure(moved)) - expected) < EXACT
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_local_ncc_of_slabs_adds_up_to_the_whole(weighted: bool) -> None:
+    fixed, moved = image(0), image(1)
+    weight = image(2) if weighted else None
+    loss = losses.LocalNCC(fixed, SPACING, 3 * SPACING[2], weight)
+    radius = loss.radii[0]
+    assert radius == 1
+    # Six slices: the first slab answers for 0 to 3 (4 is its cut face), the second for 4 and 5.
+    parts = [(slice(0, 5), slice(0, 4)), (slice(3, 6), slice(4, 6))]
+    counts = [
+        (torch.ones_like(fixed) if weight is None else weight)[:, :, answered].sum() for _, answered in parts
+    ]
+    values = [loss(moved[:, :, slab], slab) for slab, _ in parts]
+    mean = sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)
+    assert float(mean) == pytest.approx(float(loss(moved)), abs=EXACT)
+
+
 def test_local_ncc_forgives_gain_and_offset() -> None:
     fixed = image(0)
     measure = losses.LocalNCC(fixed, SPACING, 5.0, noise=1e-6)

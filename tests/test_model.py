@@ -361,8 +361,8 @@ def test_contours_and_points_move_together(oblique_grid: Grid) -> None:
 
     fine = oblique_grid.with_spacing(1.5)
     before, after = centroid(found.propagate(mask, 0.0, fine)), centroid(found.propagate(mask, t, fine))
-    # Reference points go forward by -u: the label does too; its faces lie on voxels of 1.5 mm.
-    assert np.abs(after - found.map_points(before[None], t, inverse=True)[0]).max() < 0.75
+    # Reference points go forward by -u: the label does too; the faces of both lie on voxels of 1.5 mm.
+    assert np.abs(after - found.map_points(before[None], t, inverse=True)[0]).max() < 1.5
     assert np.linalg.norm(after - before) > 5
 
 

@@ -89,7 +89,7 @@ def test_warp_pulls_back() -> None:
 def test_displacement_decides_the_shape_and_the_cube_is_shared() -> None:
     ramp = cube_points(SHAPE, dtype=torch.float64).movedim(-1, 0)[None]
     displacement = torch.full((1, 3, 3, 4, 5), 0.1, dtype=torch.float64)
-    points = displaced_points(displacement)
+    points = displaced_points(displacement, (displacement.shape[2], displacement.shape[3], displacement.shape[4]))
     assert (points - cube_points((3, 4, 5), dtype=torch.float64) - 0.1).abs().max() < EXACT
     assert (warp(ramp, displacement) - points.movedim(-1, 1).clamp(max=1)).abs().max() < EXACT
 
@@ -161,3 +161,14 @@ def test_grid_images_and_sampling_agree_with_simpleitk(oblique_grid: Grid) -> No
     points = torch.from_numpy(oblique_grid.world_to_cube(world))[None]
     read = sample(torch.from_numpy(array)[None, None], points)[0, 0].numpy()
     assert np.abs(read - expected).max() < 1e-10
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("shape", [(9, 11, 13), (5, 8, 7)])
+def test_a_slab_is_a_part_of_the_whole(order: int, shape: tuple[int, int, int]) -> None:
+    volume = torch.rand(1, 3, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    slab = slice(1, 4)
+    # Products of other shapes may add up in another order.
+    torch.testing.assert_close(resize(volume, shape, order, slab), resize(volume, shape, order)[:, :, slab])
+    whole = resize(volume, shape)
+    assert torch.equal(displaced_points(whole[:, :, slab], shape, slab), displaced_points(whole, shape)[:, slab])
