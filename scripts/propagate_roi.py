@@ -40,10 +40,6 @@ def main(config: DictConfig) -> None:
         model = STNeRP.load(out / "model.pt")
         check_inside(roi, model.grid, str(path))
         low, high = measured_range(model)
-        for t in times:
-            if model.period is None and not low <= t <= high:
-                logger.warning("t = %g lies outside the measured times, %g to %g: an extrapolation", t, low, high)
-
         folder.mkdir(exist_ok=True)
         reference = normalised(model.image(model.reference_time), model.window)
         for t in times:

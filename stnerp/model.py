@@ -6,6 +6,7 @@ the inverse of the pre-alignment first, then p + u_t(p) on the reference's cube.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
 from stnerp.warp import sample
 from stnerp.window import Window
+
+logger = logging.getLogger(__name__)
 
 KIND = "stnerp model"
 INVERSE_STEPS = 30
@@ -257,6 +260,9 @@ class STNeRP:
             raise InputError(f"t: {t} is not a time; give a number in the unit of the series' times")
         key = (float(t), inverse)
         if key not in self._displacements:
+            first, last = self.def_net.time_basis.measured_range
+            if self.period is None and not first <= t <= last:
+                logger.warning("t = %g is an extrapolation: the measured times are %g to %g", t, first, last)
             with torch.no_grad():
                 velocity_mm = self.def_net.lattice_velocity(self.lattice.shape, [float(t)])
                 half = torch.tensor(self.grid.half_extent_mm).to(velocity_mm)

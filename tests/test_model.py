@@ -549,3 +549,11 @@ def test_one_reference_and_no_more(oblique_grid: Grid) -> None:
     for ref_net, values in [(None, None), (small_ref_net(oblique_grid), voxels(oblique_grid))]:
         with pytest.raises(InputError, match="either"):
             STNeRP(ref_net=ref_net, reference_voxels=values, **arguments)  # type: ignore[arg-type]
+
+
+def test_extrapolation_is_announced(oblique_grid: Grid, caplog: pytest.LogCaptureFixture) -> None:
+    found, points = make(Uniform(oblique_grid)), np.zeros((1, 3))
+    found.map_points(points, found.times[-1])
+    assert not caplog.records
+    found.map_points(points, found.times[-1] + 1)
+    assert "extrapolation" in caplog.text
