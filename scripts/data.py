@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple
 from stnerp.io.image import read_image, read_labels
-from stnerp.motion import Breathing, Longitudinal
+from stnerp.motion import Breathing, Longitudinal, world_box
 from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, MovingScene, Phantom
 
 Motion = Breathing | Longitudinal
@@ -75,8 +75,7 @@ def _from_ct(values: dict[str, Any]) -> dict[str, Any]:
     if labels is not None and not Grid.of(labels).is_close(Grid.of(ct)):
         raise InputError(f"{values['labels']}: is not on the grid of {values['ct']}; resample it onto that")
     grid = Grid.of(ct)
-    low, high = (grid.cube_to_world(np.full(3, corner)) for corner in (-1.0, 1.0))
-    motion = _motion(values, (_triple((low + high) / 2), _triple(np.abs(high - low) / 2)), None)
+    motion = _motion(values, world_box(grid), None)
     scene = MovedImage(ct, motion, labels, noise_hu=values["noise_hu"], seed=values["seed"])
     return _moving(scene, values, with_labels=labels is not None)
 
@@ -142,8 +141,3 @@ def _contours(values: dict[str, Any], names: dict[int, str]) -> list[int]:
     if unknown and values["kind"] != "phantom":  # a small phantom may lack some organs
         raise InputError(f"data.contours: no label {', '.join(unknown)}; known: {', '.join(names.values())}")
     return [label for label, name in names.items() if name in wanted]
-
-
-def _triple(values: np.ndarray) -> Triple:
-    x, y, z = (float(value) for value in values)
-    return x, y, z

@@ -18,7 +18,17 @@ import numpy as np
 import SimpleITK as sitk
 from data import PatientData, load_data
 from omegaconf import DictConfig, OmegaConf
-from run_directory import CONFIGS, launch, logger, run_directory, settings_of, value_of, write_config, wrote
+from run_directory import (
+    CONFIGS,
+    launch,
+    logger,
+    run_directory,
+    settings_of,
+    time_name,
+    value_of,
+    write_config,
+    wrote,
+)
 from scores import contour_scores, draw, landmark_errors, predict, resampled_labels
 
 from stnerp import Grid, InputError, Series, STNeRP, fit_deformation, fit_reference
@@ -70,7 +80,7 @@ def main(config: DictConfig) -> None:
         for i in series.targets:
             rows += evaluate(model, patient, known, arrays, i)
             if i in drawn:
-                path = out / "pictures" / f"t{series.times[i]:g}.png"
+                path = out / "pictures" / f"t{time_name(series.times[i])}.png"
                 title = f"{series.names[i]}, t = {series.times[i]:g}, never seen"
                 wrote(draw(path, patient, predict(model, patient, i), title))
         summary = summarise(rows)

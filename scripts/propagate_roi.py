@@ -14,7 +14,7 @@ import hydra
 import numpy as np
 import SimpleITK as sitk
 from omegaconf import DictConfig, OmegaConf
-from run_directory import CONFIGS, check_free, launch, logger, run_directory, value_of, wrote
+from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, value_of, wrote
 
 from stnerp import InputError, STNeRP
 from stnerp.geometry import Grid
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         path = Path(str(config.roi))
         name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
         folder = out / "roi"
-        check_free(folder, [f"{name}_curve.*", *(f"{name}_t{t:g}.*" for t in times)], config.overwrite)
+        check_free(folder, [f"{name}_curve.*", *(f"{name}_t{time_name(t)}.*" for t in times)], config.overwrite)
         roi = read_labels(path)
         model = STNeRP.load(out / "model.pt")
         check_inside(roi, model.grid, str(path))
@@ -43,7 +43,8 @@ def main(config: DictConfig) -> None:
         folder.mkdir(exist_ok=True)
         reference = normalised(model.image(model.reference_time), model.window)
         for t in times:
-            carried, picture = folder / f"{name}_t{t:g}.nii.gz", folder / f"{name}_t{t:g}.png"
+            stem = f"{name}_t{time_name(t)}"
+            carried, picture = folder / f"{stem}.nii.gz", folder / f"{stem}.png"
             write_image(model.propagate(roi, t, whole_grid(model, roi, t)), carried, overwrite=config.overwrite)
             wrote(carried, draw(picture, model, roi, t, name, reference))
         rows = curve(model, roi, name, times, config.curve_points)

@@ -71,6 +71,11 @@ def run_directory(
             yield out
 
 
+def time_name(t: float) -> str:
+    """A time as part of a file name: every digit, so that two times never share a file."""
+    return f"{t:.15g}"
+
+
 @contextmanager
 def _logging_to(path: Path, mode: str) -> Iterator[None]:
     try:

@@ -17,7 +17,17 @@ from data import PatientData, load_data
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from run_directory import CONFIGS, launch, logger, run_directory, settings_of, value_of, write_config, wrote
+from run_directory import (
+    CONFIGS,
+    launch,
+    logger,
+    run_directory,
+    settings_of,
+    time_name,
+    value_of,
+    write_config,
+    wrote,
+)
 from scores import draw, predict, score
 
 from stnerp import InputError, RefNet, fit_deformation
@@ -66,7 +76,7 @@ def main(config: DictConfig) -> None:
             title = f"{series.names[i]}, t = {series.times[i]:g}"
             if not prediction.covered.all():
                 title += f"\n{rows[-1]['psnr_db']:.1f} dB where the reference reaches"
-            wrote(draw(out / "pictures" / f"t{series.times[i]:g}.png", patient, prediction, title))
+            wrote(draw(out / "pictures" / f"t{time_name(series.times[i])}.png", patient, prediction, title))
         wrote(write_csv(out / "metrics.csv", rows), out / "train_def.log")
         for table in tables(rows, patient):
             logger.info("\n%s", table)

@@ -6,6 +6,7 @@ longitudinal lung scans it left a smaller error than mutual information, from ei
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,7 +17,10 @@ import SimpleITK as sitk
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["none", "rigid", "affine"]
+LARGEST_SCALE = 1.4  # between two scans of one person; a small field of view can mislead the fit
 
 
 def affine_between(
@@ -65,7 +69,17 @@ def affine_between(
         affine.SetTranslation(start.GetTranslation())
         start = affine
     refined = _register(fixed, moving, start, shrink=(2, 1))
-    return _matrix(start if refined is None else refined[0])
+    matrix = _matrix(start if refined is None else refined[0])
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if scales.max() > LARGEST_SCALE or scales.min() < 1 / LARGEST_SCALE:
+        logger.warning(
+            "pre-alignment: the affine fit stretched the image by %.2f to %.2f, which no patient does; "
+            "a rigid one is used instead",
+            scales.min(),
+            scales.max(),
+        )
+        return affine_between(reference, target, "rigid", spacing_mm)
+    return matrix
 
 
 def _register(

@@ -84,6 +84,8 @@ class SpaceTimeDefNet(DefNet):
 
     def _unit_time(self, t: float) -> float:
         first, last = self.time_basis.measured_range
+        if self.time_basis.period is not None:  # the network doesn't know that the cycle closes
+            t = first + (t - first) % self.time_basis.period
         return (t - first) / (last - first)
 
 

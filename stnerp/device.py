@@ -19,6 +19,8 @@ def device_of(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device: {name!r} is not a device; give auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device: {name!r} was asked for, but no CUDA device is available; use device='cpu'")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} is not supported; give auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {name!r} was asked for, but there is no such CUDA device; use device='cpu'")
     return device

@@ -7,6 +7,7 @@ Times are done one after the other, so memory doesn't grow with their number.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from stnerp.geometry import Grid, Triple
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
-from stnerp.ref_net import RefNet, cosine, require_finite
+from stnerp.ref_net import RefNet, cosine, fingerprint_of, require_finite
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
@@ -71,7 +72,7 @@ def fit_deformation(
     basis = TimeBasis(series.times, series.reference_time, series.period)
     net = def_net_of(series.grid, basis, chosen).to(where)
     if ref_net is not None:
-        ref_net = ref_net.to(where).requires_grad_(False)
+        ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
     history = _optimise(net, ref_net, series, alignments, chosen, progress)
     return STNeRP(
         def_net=net.eval(),
@@ -93,6 +94,10 @@ def _check_ref_net(ref_net: RefNet, series: Series) -> None:
         raise InputError(
             f"ref_net: it was fitted with the window ({theirs.low:g}, {theirs.high:g}), this series has "
             f"({ours.low:g}, {ours.high:g}); load the series with the same window or fit it again"
+        )
+    if ref_net.fingerprint != fingerprint_of(normalised(series.reference_image, series.window)):
+        raise InputError(
+            f"ref_net: it was fitted to another image than {series.names[series.reference]}; fit it again"
         )
 
 
@@ -128,7 +133,7 @@ def _optimise(
             images = _Level(net, ref_net, reference, series, alignments, settings, level)
             for _ in range(level.iterations):
                 optimiser.zero_grad(set_to_none=True)
-                values = images.backward(_chosen_times(series, level, draw), draw)
+                values = images.backward(_chosen_times(fitted_images(series, settings), level, draw), draw)
                 optimiser.step()
                 if schedule is not None:
                     schedule.step()
@@ -143,9 +148,14 @@ def _optimise(
     return [{name: float(value) for name, value in row.items()} for row in history]
 
 
-def _chosen_times(series: Series, level: Level, draw: np.random.Generator) -> list[int]:
+def fitted_images(series: Series, settings: DefNetSettings) -> list[int]:
+    """The images that the fit compares: Eq. 6 sums over all times. "factorised" maps the reference to itself
+    by construction, so there is nothing to learn from it."""
+    return list(series.targets) if settings.form == "factorised" else list(range(len(series)))
+
+
+def _chosen_times(targets: list[int], level: Level, draw: np.random.Generator) -> list[int]:
     """Which targets this step looks at: all, or some drawn without repetition."""
-    targets = list(series.targets)
     if level.times_per_step is None or level.times_per_step >= len(targets):
         return targets
     return sorted(draw.choice(targets, level.times_per_step, replace=False).tolist())
@@ -182,7 +192,7 @@ class _Level:
         fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
         self.reference = _tensor(fine, device)
         self.targets: dict[int, _Target] = {}
-        for i in series.targets:
+        for i in fitted_images(series, settings):
             image = series.images[i]
             target, covered = on_grid(
                 normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm

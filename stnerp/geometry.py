@@ -61,6 +61,10 @@ class Grid:
     @staticmethod
     def of(image: sitk.Image) -> Grid:
         """The grid of a 3D SimpleITK image."""
+        if not isinstance(image, sitk.Image):
+            raise InputError(
+                f"image: expected a SimpleITK image (sitk.ReadImage(path)), got {type(image).__name__}"
+            )
         if image.GetDimension() != 3:
             raise InputError(f"image: expected 3 dimensions, got {image.GetDimension()}")
         return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())

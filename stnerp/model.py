@@ -22,6 +22,7 @@ from stnerp.checkpoint import read_checkpoint, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, index_points
+from stnerp.io.image import to_labels
 from stnerp.presets import DefNetSettings, with_changes
 from stnerp.ref_net import RefNet
 from stnerp.time_basis import TimeBasis
@@ -97,11 +98,11 @@ class STNeRP:
                 assert voxels is not None
                 read = sample(voxels, moved.reshape(1, -1, 3))
             read = read.reshape(moved.shape[:-1]).clamp(0, 1)
-            values[part] = read.numpy()
+            values[part] = self.window.denormalise(read.numpy())
             if outside is not None:
                 known = self.grid.contains(self.grid.cube_to_world(moved.numpy()))
-                values[part][~known] = float(self.window.normalise(np.array([outside]))[0])
-        return grid.image(self.window.denormalise(values))
+                values[part][~known] = outside
+        return grid.image(values)
 
     def displacement(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """φ_t(p) − p, target -> reference, LPS mm, at every voxel p of a grid (default: the reference's).
@@ -117,7 +118,7 @@ class STNeRP:
 
         The inverse starts at exp(−v) and is polished until φ_t of it returns to the point.
         """
-        points = _points(points_mm)
+        points, t = _points(points_mm), _time(t)
         if not inverse:
             moved = self._to_reference_cube(points, t)
             return self.grid.cube_to_world(moved.double().numpy())
@@ -154,6 +155,9 @@ class STNeRP:
         if interpolation not in ("majority", "nearest"):
             raise InputError(f"interpolation: unknown {interpolation!r}; give majority or nearest")
         source = Grid.of(mask)
+        if mask.GetNumberOfComponentsPerPixel() != 1:
+            raise InputError("mask: expected one label per voxel")
+        to_labels(mask, "mask")  # refuses probabilities
         grid = source if grid is None else self._output_grid(grid)
         labels = sitk.GetArrayViewFromImage(mask)
         carried = np.zeros(grid.shape, labels.dtype)
@@ -243,6 +247,7 @@ class STNeRP:
 
     def _to_reference_cube(self, points_mm: np.ndarray, t: float) -> torch.Tensor:
         """φ_t of world points (..., 3), as points of the reference's cube, float64."""
+        t = _time(t)
         alignment = affine_at(self.alignments, self.times, t, self.period)
         aligned = self.grid.world_to_cube(apply_affine(np.linalg.inv(alignment), points_mm))
         cube = torch.from_numpy(np.ascontiguousarray(aligned))
@@ -256,8 +261,6 @@ class STNeRP:
 
     def _lattice_displacement(self, t: float, inverse: bool) -> torch.Tensor:
         """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units, on the CPU."""
-        if not np.isfinite(t):
-            raise InputError(f"t: {t} is not a time; give a number in the unit of the series' times")
         key = (float(t), inverse)
         if key not in self._displacements:
             first, last = self.def_net.time_basis.measured_range
@@ -277,6 +280,16 @@ class STNeRP:
     def lattice(self) -> Grid:
         """The lattice that carries the deformation: that of the fit's last level."""
         return self.settings.levels[-1].lattice(self.grid)
+
+
+def _time(t: float) -> float:
+    try:
+        value = float(t)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not np.isfinite(value):
+        raise InputError(f"t: {t!r} is not a time; give a number in the unit of the series' times")
+    return value
 
 
 def _points(points_mm: np.ndarray) -> np.ndarray:

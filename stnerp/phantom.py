@@ -7,6 +7,7 @@ to a real image, at the price of interpolating it. Both answer like a fitted mod
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +16,8 @@ import SimpleITK as sitk
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple
 from stnerp.motion import Breathing, Motion
+
+logger = logging.getLogger(__name__)
 
 #: Values of the phantom's label images; everything else is 0.
 LABELS = {"lung": 1, "heart": 2, "liver": 3, "spine": 4, "tumour": 5}
@@ -221,7 +224,7 @@ class MovedImage(MovingScene):
         mask (or the body), and moved off the voxel centres at random.
 
         Raises:
-            InputError: the mask is too small for that many.
+            InputError: the mask is too small for any; for fewer than asked, a notice.
         """
         inside = _body(self._image) if self._mask is None else self._mask != 0
         inside = sitk.SignedMaurerDistanceMap(inside, squaredDistance=False, useImageSpacing=True)
@@ -240,10 +243,10 @@ class MovedImage(MovingScene):
         index = index[: 20 * self.n_landmarks].clip(0, np.asarray(self.grid.size) - 1)
         points = self.grid.index_to_world(index)
         points = points[self._always_seen(points)][: self.n_landmarks]
+        if len(points) == 0:
+            raise InputError("landmarks: no place for any; use a larger image or mask")
         if len(points) < self.n_landmarks:
-            raise InputError(
-                f"landmarks: found {len(points)} of {self.n_landmarks}; use a larger mask or ask for fewer"
-            )
+            logger.warning("landmarks: there was room for %d of %d", len(points), self.n_landmarks)
         return points
 
     def _pull(self, image: sitk.Image, displacement: np.ndarray, interpolator: int, pixel: int) -> sitk.Image:

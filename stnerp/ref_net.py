@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ class RefNet(nn.Module):
         window: intensities in [0, 1] are those of this window.
         settings: how the network is built.
         history: one dict per recorded step of the fit: step, loss, psnr_db.
+        fingerprint: of the voxels that it was fitted to (`fingerprint_of`).
     """
 
     def __init__(self, grid: Grid, window: Window, settings: RefNetSettings) -> None:
         super().__init__()
         self.grid, self.window, self.settings = grid, window, settings
         self.history: list[dict[str, float]] = []
+        self.fingerprint = ""
         if settings.backbone == "siren":
             self.network: nn.Module = siren(
                 3,
@@ -90,6 +93,7 @@ class RefNet(nn.Module):
             "settings": asdict(self.settings),
             "weights": self.state_dict(),
             "history": self.history,
+            "fingerprint": self.fingerprint,
         }
 
     @staticmethod
@@ -98,7 +102,7 @@ class RefNet(nn.Module):
         settings = with_changes(RefNetSettings(), saved["settings"])
         net = RefNet(Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"]), settings)
         net.load_state_dict(saved["weights"])
-        net.history = saved["history"]
+        net.history, net.fingerprint = saved["history"], saved["fingerprint"]
         return net.eval().requires_grad_(False)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
@@ -147,7 +151,9 @@ def fit_reference(
     where = device_of(device)
     torch.manual_seed(seed)
     net = RefNet(series.grid, series.window, chosen).to(where)
-    image = torch.from_numpy(normalised(series.reference_image, series.window)).to(where)
+    voxels = normalised(series.reference_image, series.window)
+    net.fingerprint = fingerprint_of(voxels)
+    image = torch.from_numpy(voxels).to(where)
     intensities, points = image.reshape(-1), None
     drawn = max(int(chosen.fraction_per_step * len(intensities)), FEWEST_POINTS)
     if drawn >= len(intensities):
@@ -175,6 +181,11 @@ def fit_reference(
             bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
     require_finite(net, "Ref-Net")
     return net.eval()
+
+
+def fingerprint_of(voxels: np.ndarray) -> str:
+    """A checksum of an image, to tell it from another on the same grid."""
+    return f"{zlib.crc32(voxels.tobytes()):08x}"
 
 
 def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, SupportsFloat, TypeAlias, TypeGuard
 
 import numpy as np
 import SimpleITK as sitk
@@ -295,6 +295,8 @@ def _check_times(
 
 
 def _check_period(times: tuple[float, ...], names: Sequence[str], period: float) -> None:
+    if isinstance(period, bool | str) or not isinstance(period, SupportsFloat):
+        raise InputError(f"period: {period!r} must be a number, in the unit of the times")
     if not (math.isfinite(period) and period > 0):
         raise InputError(f"period: {period} must be a positive number, in the unit of the times")
     span = times[-1] - times[0]

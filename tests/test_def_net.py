@@ -139,3 +139,12 @@ def test_space_time_speaks_the_units_of_the_paper() -> None:
     # One unit of the paper's cube is the whole extent: 60, 80 and 90 mm.
     assert last[1].tolist() == [120, 160, 270]
     assert net(corners, [7.0])[0, 0].tolist() == [30, 0, 0]
+
+
+@pytest.mark.parametrize("form", ["factorised", "space_time"])
+def test_a_cycle_later_is_the_same_phase(form: str) -> None:
+    torch.manual_seed(0)
+    basis = TimeBasis((0.0, 3.0, 5.0), 0.0, period=10.0)
+    net = def_net_of(GRID, basis, dataclasses.replace(SMALL, form=form))  # type: ignore[arg-type]
+    now, later = net(some_points(), [3.0, 13.0])
+    torch.testing.assert_close(now, later)

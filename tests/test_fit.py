@@ -270,3 +270,18 @@ def test_ref_net_of_another_grid_or_window_is_refused(phantom_series: Series, re
     other_grid = load_series([smaller.image(t) for t in (0.0, 0.5)], [0.0, 0.5], period=1.0, window="ct")
     with pytest.raises(InputError, match="ref_net"):
         fit_deformation(other_grid, ref_net, **BRIEF)
+
+
+def test_ref_net_of_another_image_is_refused(phantom: Phantom, phantom_series: Series) -> None:
+    other = load_series(
+        [phantom_series.images[1], phantom_series.images[0]], window=phantom_series.window, reference=0, period=10
+    )
+    net = fit_reference(other, iterations=1, progress=False, device="cpu", grid_levels=2)
+    with pytest.raises(InputError, match="another image"):
+        fit_deformation(phantom_series, net, **BRIEF)
+
+
+def test_the_callers_ref_net_is_left_alone(phantom_series: Series) -> None:
+    net = fit_reference(phantom_series, iterations=1, progress=False, device="cpu", grid_levels=2)
+    fit_deformation(phantom_series, net, **BRIEF)
+    assert all(parameter.requires_grad for parameter in net.parameters())

@@ -191,6 +191,12 @@ def test_propagate_roi_on_its_own_grid(fitted: Path, patient: Path) -> None:
     assert (fitted / "roi" / "heart_curve.png").is_file()
 
 
+def test_times_of_many_digits_get_a_file_each(fitted: Path, patient: Path) -> None:
+    run("propagate_roi", f"out={fitted}", f"roi={patient / 'heart.nii.gz'}", "times=[20.0000001,20.0000002]",
+        "curve_points=2", "overwrite=true")  # fmt: skip
+    assert len(list((fitted / "roi").glob("heart_t20.000000*.nii.gz"))) == 2
+
+
 def test_propagate_roi_refuses(fitted: Path, patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
     far = refused(capsys, "propagate_roi", f"out={fitted}", f"roi={patient / 'far.nii.gz'}", "times=[5]")
     assert "far.nii.gz" in far
