@@ -108,14 +108,14 @@ class DefNetSettings:
     window_mm: float = 8.0
     noise: float = 0.005
     smoothing: float = 0.5
-    diffusion: float = 0.05
+    diffusion: float = 0.1
     bending: float = 0.0
     total_variation: float = 0.0
     folding: float = 0.0
     volume: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 8, 60), Level(2, 8, 30, 3))
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 12, 60), Level(2, 8, 30, 3))
     voxels_per_step: int | None = 2**20
 
 
