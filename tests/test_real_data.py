@@ -1,0 +1,54 @@
+"""Full-size checks on real scans, where the data folder is at hand: `make test-slow`.
+
+The bounds are what the README promises, with room for another seed or processor.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stnerp import Grid, fit_deformation, load_series
+from stnerp.metrics import folding, ncc, tre_mm
+from stnerp.preprocess import normalised
+
+DATA = Path(os.environ.get("STNERP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}; set STNERP_DATA"),
+]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lung_followup_from_the_raw_files(seed: int) -> None:
+    folder = DATA / "lung_followup"
+    names = ("baseline", "followup")
+    series = load_series(
+        [folder / f"3DCT_lung_{name}.mha" for name in names],
+        landmarks=[folder / f"{name}_landmarks.txt" for name in names],
+    )
+    reference_mm, target_mm = series.landmarks
+    assert reference_mm is not None
+    assert target_mm is not None
+    grids = [Grid.of(image) for image in series.images]
+    seen = grids[0].contains(reference_mm) & grids[1].contains(target_mm)
+    assert seen.sum() == 51
+    model = fit_deformation(series, None, seed=seed, progress=False)
+    errors_mm = tre_mm(model.map_points(target_mm[seen], series.times[1]), reference_mm[seen])
+    assert errors_mm.mean() < 1.6  # elastix 1.50, ANTs SyN 2.67
+    assert np.median(errors_mm) < 1.3
+    assert folding(sitk.GetArrayFromImage(model.jacobian(series.times[1])))["folded_voxels"] == 0
+
+
+def test_two_phases_of_a_real_4d_ct() -> None:
+    series = load_series([DATA / "thorax_4dct" / f"{name}.mha" for name in ("t0", "t5")], [0, 5], period=10)
+    # Coarse levels only: enough to see that it goes the right way.
+    model = fit_deformation(series, None, progress=False, levels=[(8, 12, 40), (4, 12, 20)])
+    before, target = (normalised(image, series.window) for image in series.images)
+    after = normalised(model.image(5), series.window)
+    assert 1 - ncc(after, target) < 0.5 * (1 - ncc(before, target))
+    assert folding(sitk.GetArrayFromImage(model.jacobian(5)))["folded_voxels"] == 0
