@@ -25,7 +25,7 @@ presets: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find stnerp scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find stnerp scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian and Ubuntu ship Python without venv.
 $(VENV)/installed: pyproject.toml constraints.txt
