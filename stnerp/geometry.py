@@ -18,6 +18,7 @@ lengths and gradients are physical while the grid stays axis-aligned).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from stnerp.errors import InputError
 
 Points = TypeVar("Points", np.ndarray, torch.Tensor)
 Triple = tuple[float, float, float]
+SLAB_POINTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,11 @@ def cube_points(
     shape: tuple[int, int, int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    slab: slice = slice(None),
 ) -> torch.Tensor:
-    """Cube coordinates (x, y, z) of every voxel of an array, shape (z, y, x, 3)."""
+    """Cube coordinates (x, y, z) of every voxel of an array, or of a slab of its slices, (z, y, x, 3)."""
     z, y, x = (torch.linspace(-1, 1, n, device=device, dtype=dtype) for n in shape)
-    grid_z, grid_y, grid_x = torch.meshgrid(z, y, x, indexing="ij")
+    grid_z, grid_y, grid_x = torch.meshgrid(z[slab], y, x, indexing="ij")
     return torch.stack([grid_x, grid_y, grid_z], dim=-1)
 
 
@@ -223,6 +226,18 @@ def index_points(shape: tuple[int, int, int]) -> np.ndarray:
     """Indices (x, y, z) of every voxel of an array, shape (z, y, x, 3), float64."""
     z, y, x = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij")
     return np.stack([x, y, z], axis=-1)
+
+
+def slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
+    """A grid's world points (z, y, x, 3) by slabs of whole slices, about `SLAB_POINTS` at a time.
+
+    What is rendered slab by slab needs no more memory for a larger image.
+    """
+    nz, ny, nx = grid.shape
+    thickness = max(1, SLAB_POINTS // (ny * nx))
+    for z in range(0, nz, thickness):
+        part = slice(z, min(z + thickness, nz))
+        yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
 
 
 def apply_affine(matrix: np.ndarray, points: Points) -> Points:

@@ -7,7 +7,6 @@ the inverse of the pre-alignment first, then p + u_t(p) on the reference's cube.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from stnerp.alignment import affine_at
 from stnerp.checkpoint import read_checkpoint, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, apply_affine, index_points
+from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.io.image import to_labels
 from stnerp.presets import DefNetSettings, with_changes
 from stnerp.ref_net import RefNet
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 KIND = "stnerp model"
 INVERSE_STEPS = 30
-SLAB_POINTS = 2**20
 
 
 class STNeRP:
@@ -88,7 +86,7 @@ class STNeRP:
         grid = self._output_grid(grid)
         values = np.empty(grid.shape, np.float32)
         voxels = None if self.reference_voxels is None else torch.from_numpy(self.reference_voxels)[None, None]
-        for part, points_mm in _slabs(grid):
+        for part, points_mm in slabs(grid):
             moved = self._to_reference_cube(points_mm, t)
             if self.ref_net is not None:
                 device = next(self.ref_net.parameters()).device
@@ -161,7 +159,7 @@ class STNeRP:
         grid = source if grid is None else self._output_grid(grid)
         labels = sitk.GetArrayViewFromImage(mask)
         carried = np.zeros(grid.shape, labels.dtype)
-        for part, points_mm in _slabs(grid):
+        for part, points_mm in slabs(grid):
             reference_mm = self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
             inside = source.contains(reference_mm)
             index = source.world_to_index(reference_mm[inside])
@@ -240,7 +238,7 @@ class STNeRP:
     def _displacement_array(self, t: float, grid: Grid) -> np.ndarray:
         """φ_t(p) − p, (z, y, x, 3), LPS mm, float64."""
         field = np.empty((*grid.shape, 3))
-        for part, points_mm in _slabs(grid):
+        for part, points_mm in slabs(grid):
             moved = self._to_reference_cube(points_mm, t).double().numpy()
             field[part] = self.grid.cube_to_world(moved) - points_mm
         return field
@@ -299,15 +297,6 @@ def _points(points_mm: np.ndarray) -> np.ndarray:
     if not np.isfinite(points).all():
         raise InputError("points: some coordinates are not finite; remove them")
     return points
-
-
-def _slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
-    """A grid's world points by slabs of whole slices, so that memory doesn't grow with the image."""
-    nz, ny, nx = grid.shape
-    thickness = max(1, SLAB_POINTS // (ny * nx))
-    for z in range(0, nz, thickness):
-        part = slice(z, min(z + thickness, nz))
-        yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
 
 
 def _nearest_label(labels: np.ndarray, index: np.ndarray) -> np.ndarray:

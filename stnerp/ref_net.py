@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from stnerp.checkpoint import read_checkpoint, write_checkpoint
 from stnerp.device import device_of
 from stnerp.errors import FitError
-from stnerp.geometry import Grid, cube_points
+from stnerp.geometry import Grid, cube_points, slabs
 from stnerp.losses import mse
 from stnerp.networks import FeatureGrid, in_chunks, siren
 from stnerp.preprocess import normalised
@@ -69,16 +69,16 @@ class RefNet(nn.Module):
         return in_chunks(self.network, inputs, CHUNK)[:, 0]
 
     def render(self, grid: Grid | None = None) -> np.ndarray:
-        """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slice by slice, so any size fits."""
+        """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slab by slab, so any size fits."""
         grid = grid or self.grid
         device = next(self.parameters()).device
-        slices = []
+        values = np.empty(grid.shape, np.float32)
         with torch.no_grad():
-            for z in range(grid.shape[0]):
-                points = self.grid.world_to_cube(_slice_points(grid, z))
-                values = self(torch.as_tensor(points, dtype=torch.float32, device=device).reshape(-1, 3))
-                slices.append(values.reshape(grid.shape[1:]).cpu().numpy())
-        return np.stack(slices)
+            for part, points_mm in slabs(grid):
+                points = self.grid.world_to_cube(points_mm)
+                read = self(torch.as_tensor(points, dtype=torch.float32, device=device).reshape(-1, 3))
+                values[part] = read.reshape(points.shape[:-1]).cpu().numpy()
+        return values
 
     def image(self, grid: Grid | None = None) -> sitk.Image:
         """The reference image as the network knows it, in the scan's own intensities."""
@@ -206,13 +206,6 @@ def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sched
     """A learning rate that falls from its value to 2 % of it along half a cosine."""
     rate = optimiser.param_groups[0]["lr"]
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.02 * rate)
-
-
-def _slice_points(grid: Grid, z: int) -> np.ndarray:
-    """World points (y, x, 3) of one slice."""
-    _, ny, nx = grid.shape
-    y, x = np.meshgrid(np.arange(ny, dtype=float), np.arange(nx, dtype=float), indexing="ij")
-    return grid.index_to_world(np.stack([x, y, np.full_like(x, z)], axis=-1))
 
 
 def _times(grid: Grid, factor: float) -> tuple[float, float, float]:

@@ -52,7 +52,7 @@ def displaced_points(displacement: torch.Tensor, shape: Shape, slab: slice = WHO
 
     The displacement may cover a slab of slices only, of a volume of that shape.
     """
-    identity = cube_points(shape, displacement.device, displacement.dtype)[slab]
+    identity = cube_points(shape, displacement.device, displacement.dtype, slab)
     return identity + displacement.movedim(1, -1)
 
 

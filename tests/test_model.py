@@ -16,7 +16,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from stnerp import InputError, RefNet, STNeRP, model
+from stnerp import InputError, RefNet, STNeRP, geometry
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import MissingFileError
 from stnerp.geometry import Grid, apply_affine
@@ -400,7 +400,7 @@ def test_image_is_the_ref_net_at_the_moved_points(oblique_grid: Grid, backbone: 
 def test_slabs_change_nothing(oblique_grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     found, t, mask = make(Swirl(oblique_grid), affines()), 2.0, label_image(oblique_grid)
     whole = [found.image(t), found.displacement(t), found.propagate(mask, t)]
-    monkeypatch.setattr(model, "SLAB_POINTS", 3 * 16 * 20)
+    monkeypatch.setattr(geometry, "SLAB_POINTS", 3 * 16 * 20)
     for before, after in zip(
         whole, [found.image(t), found.displacement(t), found.propagate(mask, t)], strict=True
     ):
