@@ -48,7 +48,7 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
-STNERP, SEEN = "stnerp", "stnerp, seen images"
+STNERP, SEEN, BLENDED = "stnerp", "stnerp, seen images", "stnerp, appearance=blend"
 NO_MOTION, NEAREST, BLEND = "reference, no motion", "nearest phase", "linear blend"
 
 
@@ -66,7 +66,14 @@ def main(config: DictConfig) -> None:
         start = time.perf_counter()
         common = {"device": config.device, "seed": config.seed, "progress": config.progress}
         ref_net = fit_reference(known, **common, **settings_of(config.preset.ref_net)) if config.prior else None
-        model = fit_deformation(known, ref_net, align=config.align, **common, **settings_of(config.preset.def_net))
+        model = fit_deformation(
+            known,
+            ref_net,
+            align=config.align,
+            appearance=config.appearance,
+            **common,
+            **settings_of(config.preset.def_net),
+        )
         seconds = patient.seconds + time.perf_counter() - start
         wrote(model.save(out / "model.pt", overwrite=config.overwrite), write_config(config, out / "config.yaml"))
         if ref_net is not None:
@@ -146,7 +153,12 @@ def evaluate(
     nearest = int(nearest_phase(indices, known.times, t, known.period))
     copies = {NO_MOTION: known.reference, NEAREST: nearest}
     rows = [row(name, arrays[i], **copied(patient, index, known, i)) for name, i in copies.items()]
-    return [*rows, row(BLEND, linear_blend(arrays, known.times, t, known.period)), own]
+    rows += [row(BLEND, linear_blend(arrays, known.times, t, known.period)), own]
+    if model.flow is not None:
+        # The contours and landmarks are the deformation's: only the picture is another.
+        image = normalised(model.image(t, appearance="blend"), series.window)
+        rows.append(own | {"method": BLENDED, "psnr_db": psnr_db(image, target), "ssim": ssim(image, target)})
+    return rows
 
 
 def copied(patient: PatientData, index: int, known: Series, copy: int) -> dict[str, Any]:
@@ -171,7 +183,7 @@ def on_reference(series: Series, index: int) -> np.ndarray:
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per method: how many images, the mean of each score over them, and the sum of folded voxels."""
     summary = []
-    for method in (NO_MOTION, NEAREST, BLEND, STNERP, SEEN):
+    for method in (NO_MOTION, NEAREST, BLEND, STNERP, BLENDED, SEEN):
         own = [row for row in rows if row["method"] == method]
         if not own:
             continue

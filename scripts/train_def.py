@@ -58,6 +58,7 @@ def main(config: DictConfig) -> None:
             series,
             RefNet.load(out / "ref_net.pt") if config.prior else None,
             align=config.align,
+            appearance=config.appearance,
             device=config.device,
             seed=config.seed,
             progress=config.progress,

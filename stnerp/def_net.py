@@ -20,6 +20,7 @@ from stnerp.geometry import Grid, cube_points
 from stnerp.networks import in_chunks, siren
 from stnerp.presets import DefNetSettings
 from stnerp.time_basis import TimeBasis
+from stnerp.warp import resize
 
 CHUNK = 2**16  # points per pass of a network
 Shape = tuple[int, int, int]
@@ -50,20 +51,37 @@ class FactorisedDefNet(DefNet):
     Space is measured in mm from the grid's centre, so that the network's smoothness is that of
     tissue and not of the field of view.
 
-    settings.length_mm is the unit of space, settings.velocity_mm that of the network's output.
+    settings.length_mm is the unit of space, settings.velocity_mm that of the network's output. A lattice
+    finer than settings.network_mm is filled by cubic splines between points that far apart: the network
+    is smooth, and its evaluation is the dearest part of a step.
     """
 
     def __init__(self, grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> None:
         super().__init__(grid, time_basis)
         self.length_mm, self.velocity_mm = settings.length_mm, settings.velocity_mm
+        self.network_mm = settings.network_mm
         self.modes = _siren(3, 3 * time_basis.size, settings)
 
     def forward(self, points: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
+        modes = self._modes(points).reshape(len(points), -1, 3)
+        return torch.einsum("tk,nkc->tnc", self._coefficients(times).to(modes), modes)
+
+    def lattice_velocity(self, shape: Shape, times: Sequence[float]) -> torch.Tensor:
+        coarse = shape
+        if self.network_mm is not None:
+            coarse = _smaller(self.grid.with_spacing(self.network_mm).shape, shape)
+        modes = self._modes(cube_points(coarse, next(self.parameters()).device).reshape(-1, 3))
+        modes = resize(modes.T.reshape(1, -1, *coarse), shape, order=3).reshape(-1, 3, *shape)
+        return torch.einsum("tk,kczyx->tczyx", self._coefficients(times).to(modes), modes)
+
+    def _modes(self, points: torch.Tensor) -> torch.Tensor:
+        """Vₖ in axis mm at cube points (N, 3): (N, 3 K)."""
         isotropic = self.grid.vectors_from_cube(points) / self.length_mm
-        modes = in_chunks(self.modes, isotropic, CHUNK) * self.velocity_mm
-        basis = np.stack([self.time_basis(t) for t in times])
-        coefficients = torch.as_tensor(basis, dtype=modes.dtype, device=modes.device)  # (T, K)
-        return torch.einsum("tk,nkc->tnc", coefficients, modes.reshape(len(points), -1, 3))
+        return in_chunks(self.modes, isotropic, CHUNK) * self.velocity_mm
+
+    def _coefficients(self, times: Sequence[float]) -> torch.Tensor:
+        """aₖ(t), (T, K)."""
+        return torch.from_numpy(np.stack([self.time_basis(t) for t in times]))
 
 
 class SpaceTimeDefNet(DefNet):
@@ -93,6 +111,11 @@ def def_net_of(grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> D
     """A new Def-Net of the form that the settings name."""
     form = FactorisedDefNet if settings.form == "factorised" else SpaceTimeDefNet
     return form(grid, time_basis, settings)
+
+
+def _smaller(a: Shape, b: Shape) -> Shape:
+    z, y, x = (min(m, n) for m, n in zip(a, b, strict=True))
+    return z, y, x
 
 
 def _siren(inputs: int, outputs: int, settings: DefNetSettings) -> nn.Module:

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from stnerp import losses
 from stnerp.alignment import Kind, affine_between
+from stnerp.appearance import fit_flow
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
-from stnerp.geometry import Grid, Triple
+from stnerp.geometry import Grid, Triple, random_slab
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
@@ -43,6 +44,7 @@ def fit_deformation(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool = True,
+    appearance: Literal["reference", "blend"] = "reference",
     **settings: Any,
 ) -> STNeRP:
     """Learn how a patient moves or changes over a series.
@@ -57,6 +59,8 @@ def fit_deformation(
         device: "auto", "cpu", "cuda", ...
         seed: of the network's start.
         progress: show a bar with the loss and the time left.
+        appearance: "blend" also learns the flow between neighbouring images, for
+            `model.image(t, appearance="blend")`; "reference" doesn't need it.
         settings: any field of `presets.DefNetSettings`, by name.
 
     Raises:
@@ -64,6 +68,8 @@ def fit_deformation(
         FitError: no overlap to align, or a loss that is not a number.
     """
     chosen = with_changes(preset_of(preset).def_net, settings)
+    if appearance not in ("reference", "blend"):
+        raise InputError(f"appearance: unknown {appearance!r}; give reference or blend")
     where = device_of(device)
     if ref_net is not None:
         _check_ref_net(ref_net, series)
@@ -74,6 +80,9 @@ def fit_deformation(
     if ref_net is not None:
         ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
     history = _optimise(net, ref_net, series, alignments, chosen, progress)
+    flow = None
+    if appearance == "blend":
+        flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress)
     return STNeRP(
         def_net=net.eval(),
         ref_net=ref_net,
@@ -83,6 +92,7 @@ def fit_deformation(
         reference_voxels=None if ref_net is not None else normalised(series.reference_image, series.window),
         history=history,
         time_unit=series.time_unit,
+        flow=flow,
     )
 
 
@@ -210,23 +220,15 @@ class _Level:
         leaf = velocity_mm.detach().requires_grad_()
         sums: dict[str, torch.Tensor] = {}
         for row, target in enumerate(targets):
-            terms = self._terms(leaf[row : row + 1], target, self._slab(draw))
+            terms = self._terms(
+                leaf[row : row + 1], target, random_slab(self.voxels.shape, self.settings.voxels_per_step, draw)
+            )
             loss = torch.stack(list(terms.values())).sum() / len(targets)
             loss.backward()
             for name, value in {"loss": loss * len(targets), **terms}.items():
                 sums[name] = sums.get(name, loss.new_zeros(())) + value.detach() / len(targets)
         velocity_mm.backward(leaf.grad)
         return sums
-
-    def _slab(self, draw: np.random.Generator) -> slice:
-        """Which slices a step looks at."""
-        slices, wanted = self.voxels.shape[0], self.settings.voxels_per_step
-        slabs = 1 if wanted is None else min(max(round(self.voxels.voxels / wanted), 1), slices // 4)
-        if slabs <= 1:
-            return slice(0, slices)
-        k = int(draw.integers(slabs))
-        # Neighbours overlap, for the windows that straddle a cut count in neither.
-        return slice(max(k * slices // slabs - 1, 0), min((k + 1) * slices // slabs + 1, slices))
 
     def _terms(self, velocity_mm: torch.Tensor, target: _Target, slab: slice) -> dict[str, torch.Tensor]:
         """The weighted terms of the loss at one time, from its velocity (1, 3, z, y, x) on the lattice."""

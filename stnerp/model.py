@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,14 +16,15 @@ import torch
 
 from stnerp import metrics
 from stnerp.alignment import affine_at
+from stnerp.appearance import FADE_HU, LUNG_HU, Appearance, NeighbourFlow, density
 from stnerp.checkpoint import read_checkpoint, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, slabs
-from stnerp.io.image import to_labels
+from stnerp.labels import Interpolation, carried_labels
 from stnerp.presets import DefNetSettings, with_changes
 from stnerp.ref_net import RefNet
-from stnerp.time_basis import TimeBasis
+from stnerp.time_basis import Gaps, TimeBasis
 from stnerp.velocity import exponential
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -45,6 +45,7 @@ class STNeRP:
         window: intensities in [0, 1] inside the networks are those of this window.
         alignments: (T, 4, 4), pre-alignment, reference point -> point of the image at each time.
         history: the loss and its terms at each step of the fit.
+        flow: the measured images and the flow between neighbours, where the fit learnt it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class STNeRP:
         window: Window,
         history: list[dict[str, float]] | None = None,
         time_unit: str | None = None,
+        flow: NeighbourFlow | None = None,
     ) -> None:
         if (ref_net is None) == (reference_voxels is None):
             raise InputError("model: give either a Ref-Net or the reference's voxels")
@@ -66,6 +68,7 @@ class STNeRP:
         self.alignments, self.window = alignments, window
         self.history = history or []
         self.time_unit = time_unit
+        self.flow = flow
         self.grid = def_net.grid
         self.times = def_net.time_basis.times
         self.reference_time = def_net.time_basis.reference_time
@@ -74,31 +77,50 @@ class STNeRP:
 
     # -- what users ask
 
-    def image(self, t: float, grid: Grid | sitk.Image | None = None, outside: float | None = None) -> sitk.Image:
+    def image(
+        self,
+        t: float,
+        grid: Grid | sitk.Image | None = None,
+        outside: float | None = None,
+        appearance: Appearance = "reference",
+    ) -> sitk.Image:
         """The image at time t, float32 in the scan's own intensities (clipped to the window).
 
         Args:
             t: any time, in the user's unit.
             grid: where to draw it; None: the reference's grid.
-            outside: intensity of points that come from outside the reference's field of view; None:
-                that of the nearest point inside.
+            outside: intensity of points that come from outside the field of view; None: that of the nearest
+                point inside.
+            appearance: "reference": the reference image, moved (the paper's). "blend": the two measured
+                images around t, each carried to t, and blended; needs a fit with `appearance="blend"`.
+                "density": the reference, moved, its lung darker where it expands (CT alone).
+
+        Raises:
+            InputError: an unknown appearance, or one that this model can't show.
         """
-        grid = self._output_grid(grid)
+        grid, t = self._output_grid(grid), _time(t)
+        if appearance not in ("reference", "blend", "density"):
+            raise InputError(f"appearance: unknown {appearance!r}; give reference, blend or density")
+        if appearance == "blend" and self.flow is None:
+            raise InputError("appearance: this model knows no flow; fit it with appearance='blend'")
+        if appearance == "density" and self.window.low > LUNG_HU[0] + FADE_HU:
+            raise InputError(
+                f"appearance: density needs CT in a window that shows the lung, not from {self.window.low:g} on"
+            )
+        jacobian = sitk.GetArrayFromImage(self.jacobian(t, grid)) if appearance == "density" else None
         values = np.empty(grid.shape, np.float32)
-        voxels = None if self.reference_voxels is None else torch.from_numpy(self.reference_voxels)[None, None]
         for part, points_mm in slabs(grid):
-            moved = self._to_reference_cube(points_mm, t)
-            if self.ref_net is not None:
-                device = next(self.ref_net.parameters()).device
-                with torch.no_grad():
-                    read = self.ref_net(moved.to(device).reshape(-1, 3)).cpu()
+            if appearance == "blend":
+                assert self.flow is not None
+                read, known = self.flow.read(self._aligned(points_mm, t), t)
             else:
-                assert voxels is not None
-                read = sample(voxels, moved.reshape(1, -1, 3))
-            read = read.reshape(moved.shape[:-1]).clamp(0, 1)
-            values[part] = self.window.denormalise(read.numpy())
-            if outside is not None:
+                moved = self._to_reference_cube(points_mm, t)
+                read = self._read_reference(moved)
                 known = self.grid.contains(self.grid.cube_to_world(moved.numpy()))
+            values[part] = self.window.denormalise(np.clip(read, 0, 1))
+            if jacobian is not None:
+                values[part] = density(values[part], jacobian[part])
+            if outside is not None:
                 values[part][~known] = outside
         return grid.image(values)
 
@@ -138,7 +160,7 @@ class STNeRP:
         mask: sitk.Image,
         t: float,
         grid: Grid | sitk.Image | None = None,
-        interpolation: Literal["majority", "nearest"] = "majority",
+        interpolation: Interpolation = "majority",
     ) -> sitk.Image:
         """The reference's labels carried to time t.
 
@@ -150,22 +172,12 @@ class STNeRP:
                 the largest trilinear weight; for a binary mask, linear interpolation cut at one half.
                 "nearest": the nearest voxel's (the paper's Eq. 7, 8).
         """
-        if interpolation not in ("majority", "nearest"):
-            raise InputError(f"interpolation: unknown {interpolation!r}; give majority or nearest")
-        source = Grid.of(mask)
-        if mask.GetNumberOfComponentsPerPixel() != 1:
-            raise InputError("mask: expected one label per voxel")
-        to_labels(mask, "mask")  # refuses probabilities
-        grid = source if grid is None else self._output_grid(grid)
-        labels = sitk.GetArrayViewFromImage(mask)
-        carried = np.zeros(grid.shape, labels.dtype)
-        for part, points_mm in slabs(grid):
-            reference_mm = self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
-            inside = source.contains(reference_mm)
-            index = source.world_to_index(reference_mm[inside])
-            read = _nearest_label if interpolation == "nearest" else _majority_label
-            carried[part][inside] = read(labels, index)
-        return grid.image(carried)
+        grid = Grid.of(mask) if grid is None else self._output_grid(grid)
+
+        def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
+            return self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
+
+        return carried_labels(mask, grid, target_to_reference, interpolation)
 
     def jacobian(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """|∂φ_t/∂p|: how many ml of reference each ml of the target came from; ≤ 0 would be a fold."""
@@ -198,6 +210,7 @@ class STNeRP:
                 ),
                 "alignments": torch.from_numpy(self.alignments),
                 "history": self.history,
+                "flow": None if self.flow is None else self.flow.to_dict(),
             },
             overwrite,
         )
@@ -216,7 +229,7 @@ class STNeRP:
         settings = with_changes(DefNetSettings(), saved["def_net"]["settings"])
         def_net = def_net_of(grid, basis, settings)
         def_net.load_state_dict(saved["def_net"]["weights"])
-        voxels = saved["reference_voxels"]
+        voxels, flow = saved["reference_voxels"], saved.get("flow")
         return STNeRP(
             def_net=def_net.eval(),
             ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
@@ -226,6 +239,9 @@ class STNeRP:
             window=window,
             history=saved["history"],
             time_unit=saved["time_unit"],
+            flow=None
+            if flow is None
+            else NeighbourFlow.from_dict(flow, grid, Gaps(basis.times, basis.reference_time, basis.period)),
         )
 
     # -- the deformation
@@ -243,11 +259,26 @@ class STNeRP:
             field[part] = self.grid.cube_to_world(moved) - points_mm
         return field
 
+    def _read_reference(self, points: torch.Tensor) -> np.ndarray:
+        """Intensities (...,) of the reference, about [0, 1], at points (..., 3) of its cube."""
+        if self.ref_net is not None:
+            device = next(self.ref_net.parameters()).device
+            with torch.no_grad():
+                read = self.ref_net(points.to(device).reshape(-1, 3)).cpu()
+        else:
+            assert self.reference_voxels is not None
+            voxels = torch.from_numpy(self.reference_voxels)[None, None]
+            read = sample(voxels, points.reshape(1, -1, 3))
+        return read.reshape(points.shape[:-1]).numpy()
+
+    def _aligned(self, points_mm: np.ndarray, t: float) -> np.ndarray:
+        """World points (..., 3) of time t in the pre-aligned frame."""
+        return apply_affine(np.linalg.inv(affine_at(self.alignments, self.times, t, self.period)), points_mm)
+
     def _to_reference_cube(self, points_mm: np.ndarray, t: float) -> torch.Tensor:
         """φ_t of world points (..., 3), as points of the reference's cube, float64."""
         t = _time(t)
-        alignment = affine_at(self.alignments, self.times, t, self.period)
-        aligned = self.grid.world_to_cube(apply_affine(np.linalg.inv(alignment), points_mm))
+        aligned = self.grid.world_to_cube(self._aligned(points_mm, t))
         cube = torch.from_numpy(np.ascontiguousarray(aligned))
         return cube + self._read(t, cube)
 
@@ -297,30 +328,3 @@ def _points(points_mm: np.ndarray) -> np.ndarray:
     if not np.isfinite(points).all():
         raise InputError("points: some coordinates are not finite; remove them")
     return points
-
-
-def _nearest_label(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Labels (z, y, x) at the voxels nearest to continuous indices (N, 3)."""
-    last = np.array(labels.shape[::-1]) - 1
-    x, y, z = np.clip(np.rint(index), 0, last).astype(int).T
-    return labels[z, y, x]
-
-
-def _majority_label(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Labels (z, y, x) at continuous indices (N, 3): of the eight around each, that with the largest weight."""
-    last = np.array(labels.shape[::-1]) - 1
-    lower = np.floor(index).astype(int)
-    fraction = index - lower
-    corners = [(dx, dy, dz) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
-    around = np.empty((8, len(index)), labels.dtype)
-    weight = np.empty((8, len(index)))
-    for k, corner in enumerate(corners):
-        x, y, z = np.clip(lower + corner, 0, last).T
-        around[k] = labels[z, y, x]
-        weight[k] = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)
-    best, most = around[0].copy(), np.zeros(len(index))
-    for k in range(8):
-        votes = (weight * (around == around[k])).sum(0)
-        better = votes > most
-        best[better], most[better] = around[k][better], votes[better]
-    return best

@@ -80,6 +80,8 @@ class DefNetSettings:
         layers, width, omega, fourier_width, fourier_sigma: of its SIREN. For "factorised" they count
             per `length_mm`, for "space_time" per side of the image.
         length_mm, velocity_mm: units of space and of the output of "factorised".
+        network_mm: "factorised" is evaluated at points this far apart at most, and read between them by
+            cubic splines; None: at every point of the lattice.
         squarings: n of the scaling and squaring (Eq. 5).
         reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
@@ -102,20 +104,21 @@ class DefNetSettings:
     fourier_sigma: float = 0.5
     length_mm: float = 150.0
     velocity_mm: float = 30.0
+    network_mm: float | None = 12.0
     squarings: int = 5
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 8.0
     noise: float = 0.005
     smoothing: float = 0.5
-    diffusion: float = 0.1
+    diffusion: float = 0.05
     bending: float = 0.0
-    total_variation: float = 0.0
+    total_variation: float = 0.05
     folding: float = 0.0
     volume: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 12, 60), Level(2, 8, 30, 3))
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 8, 60), Level(3, 8, 12))
     voxels_per_step: int | None = 2**20
 
 
@@ -145,11 +148,17 @@ PAPER = Preset(
         loss="mse",
         smoothing=0.0,
         diffusion=0.0,
+        total_variation=0.0,
         learning_rate=1e-5,
         decay="constant",
         levels=(Level(None, None, 2000),),
         voxels_per_step=None,
     ),
+)
+
+# Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset.
+FLOW = DefNetSettings(
+    noise=0.02, diffusion=0.1, total_variation=0.0, levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30))
 )
 
 PresetName = Literal["fast", "paper"]
@@ -209,6 +218,7 @@ POSITIVE = (
     "noise",
     "spacing_mm",
     "lattice_mm",
+    "network_mm",
 )
 
 

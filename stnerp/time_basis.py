@@ -6,6 +6,7 @@ cubic splines, the k-th one at knot k and zero at all other knots, the reference
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,52 @@ class TimeBasis:
     @property
     def measured_range(self) -> tuple[float, float]:
         return min(self.times), max(self.times)
+
+
+class Gaps(TimeBasis):
+    """One function for each gap between neighbouring times: 1 inside it, 0 elsewhere.
+
+    A cycle has one gap more, from its last time to its first.
+    """
+
+    def __call__(self, t: float) -> np.ndarray:
+        """(size,) ones and zeros at time t."""
+        before = neighbours(self.times, t, self.period)[0]
+        return np.eye(self.size)[min(before, self.size - 1)]
+
+    @property
+    def size(self) -> int:
+        return len(self.times) - (self.period is None)
+
+    def middle(self, gap: int) -> float:
+        """The time half-way through a gap."""
+        return self.times[gap] + self.width(gap) / 2
+
+    def width(self, gap: int) -> float:
+        """Time between the two images of a gap."""
+        following = self.times[gap + 1] if gap + 1 < len(self.times) else self.times[0] + (self.period or 0.0)
+        return following - self.times[gap]
+
+
+def neighbours(times: Sequence[float], t: float, period: float | None = None) -> tuple[int, int, float]:
+    """Indices of the times before and after t, and how far t is from the first to the second, in [0, 1).
+
+    Before the first (after the last) time of a series that doesn't repeat, that one alone.
+    """
+    when = np.asarray(times, dtype=float)
+    if period is not None:
+        when, t = when % period, t % period
+    order = np.argsort(when)
+    when = when[order]
+    if period is not None:
+        # The cycle closed at both ends: the last time once more before the first, and vice versa.
+        order = np.concatenate([order[-1:], order, order[:1]])
+        when = np.concatenate([when[-1:] - period, when, when[:1] + period])
+    t = float(np.clip(t, when[0], when[-1]))
+    i = int(np.searchsorted(when, t, side="right")) - 1
+    j = min(i + 1, len(when) - 1)
+    weight = 0.0 if i == j else float((t - when[i]) / (when[j] - when[i]))
+    return int(order[i]), int(order[j]), weight
 
 
 def _natural_spline(knots: np.ndarray, values: np.ndarray, t: float) -> float:

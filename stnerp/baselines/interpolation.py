@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stnerp.errors import InputError
+from stnerp.time_basis import neighbours
 
 
 def nearest_phase(
@@ -27,7 +28,7 @@ def nearest_phase(
         InputError: no image, as many times as images not given, shapes that differ, two images at one time
             (within the cycle), a time that isn't finite, a period that isn't positive.
     """
-    before, after, weight = _neighbours(images, times, t, period)
+    before, after, weight = _around(images, times, t, period)
     return images[before] if weight <= 0.5 else images[after]
 
 
@@ -39,12 +40,12 @@ def linear_blend(
     Exactly the measured image at a measured time. Arguments, behaviour outside the measured range and
     errors as for `nearest_phase`.
     """
-    before, after, weight = _neighbours(images, times, t, period)
+    before, after, weight = _around(images, times, t, period)
     a, b = (images[i].astype(np.result_type(images[i], np.float32)) for i in (before, after))
     return (1 - weight) * a + weight * b
 
 
-def _neighbours(
+def _around(
     images: Sequence[np.ndarray], times: Sequence[float], t: float, period: float | None
 ) -> tuple[int, int, float]:
     """Indices of the images before and after t, and how far t is from the first to the second, in [0, 1)."""
@@ -58,18 +59,7 @@ def _neighbours(
     if period is not None:
         if not 0 < period < np.inf:
             raise InputError(f"period: {period} must be positive, or None where time doesn't repeat")
-        when, t = when % period, t % period
-    order = np.argsort(when)
-    when = when[order]
-    if np.any(np.diff(when) == 0):
+        when = when % period
+    if len(np.unique(when)) < len(when):
         raise InputError("times: two images at one time; keep one of them")
-
-    if period is not None:
-        # The cycle closed at both ends: the last image once more before the first, and vice versa.
-        order = np.concatenate([order[-1:], order, order[:1]])
-        when = np.concatenate([when[-1:] - period, when, when[:1] + period])
-    t = float(np.clip(t, when[0], when[-1]))
-    i = int(np.searchsorted(when, t, side="right")) - 1
-    j = min(i + 1, len(when) - 1)
-    weight = 0.0 if i == j else float((t - when[i]) / (when[j] - when[i]))
-    return int(order[i]), int(order[j]), weight
+    return neighbours(times, t, period)
