@@ -1,10 +1,12 @@
-# make demo | test | test-slow | lint | presets | clean
-# A bare machine with Python 3.10 or newer is enough; everything is installed into .venv.
+# make demo | test | test-slow | lint | presets | bench | clean
+# A bare machine with Python 3.10 or newer is enough; everything is installed into .venv (bench: .venv-bench).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_BENCH := .venv-bench
+BENCH ?=  # of benchmarks/run.py: make bench BENCH='cases=phantom methods=stnerp_fast,elastix_bspline'
 
-.PHONY: demo test test-slow lint presets clean
+.PHONY: demo test test-slow lint presets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
@@ -23,17 +25,32 @@ lint: $(VENV)/installed
 presets: $(VENV)/installed
 	$(BIN)/python scripts/write_presets.py
 
+bench: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/python benchmarks/run.py $(BENCH)
+
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find stnerp scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV_BENCH) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find stnerp scripts benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian and Ubuntu ship Python without venv.
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	|| { echo "error: $(PYTHON) must be Python 3.10 or newer; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy python3-venv; } \
+	|| { echo "error: $(PYTHON) has no venv; install it (Debian, Ubuntu: sudo apt-get install python3-venv)" >&2; exit 1; }
+endef
+
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "error: $(PYTHON) must be Python 3.10 or newer; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy python3-venv; } \
-		|| { echo "error: $(PYTHON) has no venv; install it (Debian, Ubuntu: sudo apt-get install python3-venv)" >&2; exit 1; }
+	$(check_python)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The other methods need an older numpy than constraints.txt has, so they get a place of their own.
+$(VENV_BENCH)/installed: pyproject.toml
+	$(check_python)
+	$(PYTHON) -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/python -m pip install -q torch
+	$(VENV_BENCH)/bin/python -m pip install -q -e '.[scripts,peers]'
 	@touch $@

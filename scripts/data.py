@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple
 from stnerp.io.image import read_image, read_labels
-from stnerp.motion import Breathing, Longitudinal, world_box
-from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, MovingScene, Phantom
+from stnerp.motion import Breathing, Longitudinal, Sliding, world_box
+from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, Phantom
 
-Motion = Breathing | Longitudinal
+Motion = Breathing | Sliding | Longitudinal
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def load_data(config: DictConfig) -> PatientData:
     Raises:
         InputError: as `load_series`, or an unknown kind, motion or setting of a motion.
     """
-    makers = {"files": _from_files, "phantom": _from_phantom, "simulated": _from_ct}
+    makers = {"files": _from_files, "phantom": _from_scene, "simulated": _from_scene}
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     if values.get("kind") not in makers:
         raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(makers)}")
@@ -62,28 +62,29 @@ def _from_files(values: dict[str, Any]) -> dict[str, Any]:
     return {key: values[key] for key in keys}
 
 
-def _from_phantom(values: dict[str, Any]) -> dict[str, Any]:
-    motion = _motion(values, BOX_MM, TUMOUR_CENTRE_MM)
-    x, y, z = values["size"]
-    phantom = Phantom((x, y, z), values["spacing_mm"], motion, values["noise_hu"], values["seed"])
-    return _moving(phantom, values, with_labels=True)
+def moving_scene(values: dict[str, Any]) -> Phantom | MovedImage:
+    """What moves by a known motion: the scene of a `data` section of kind phantom or simulated.
 
-
-def _from_ct(values: dict[str, Any]) -> dict[str, Any]:
+    Raises:
+        InputError: as `load_data`.
+    """
+    if values["kind"] == "phantom":
+        motion = _motion(values, BOX_MM, TUMOUR_CENTRE_MM)
+        x, y, z = values["size"]
+        return Phantom((x, y, z), values["spacing_mm"], motion, values["noise_hu"], values["seed"])
     ct = read_image(values["ct"])
     labels = None if values["labels"] is None else read_labels(values["labels"])
     if labels is not None and not Grid.of(labels).is_close(Grid.of(ct)):
         raise InputError(f"{values['labels']}: is not on the grid of {values['ct']}; resample it onto that")
-    grid = Grid.of(ct)
-    motion = _motion(values, world_box(grid), None)
-    scene = MovedImage(ct, motion, labels, noise_hu=values["noise_hu"], seed=values["seed"])
-    return _moving(scene, values, with_labels=labels is not None)
+    motion = _motion(values, world_box(Grid.of(ct)), None)
+    return MovedImage(ct, motion, labels, noise_hu=values["noise_hu"], seed=values["seed"])
 
 
-def _moving(scene: MovingScene, values: dict[str, Any], with_labels: bool) -> dict[str, Any]:
+def _from_scene(values: dict[str, Any]) -> dict[str, Any]:
     """Images, masks and landmarks of a known motion."""
-    assert isinstance(scene, Phantom | MovedImage)
+    scene = moving_scene(values)
     times = scene.times(values["phases"])
+    with_labels = values["kind"] == "phantom" or values["labels"] is not None
     return {
         "images": [scene.image(t) for t in times],
         "times": times,
@@ -103,15 +104,15 @@ def _motion(values: dict[str, Any], box_mm: tuple[Triple, Triple], tumour_centre
     if not (isinstance(reference, int) and 0 <= reference < phases):
         raise InputError(f"data.reference: {reference!r} must be the index of an image, from 0 to {phases - 1}")
     settings: dict[str, Any] = {"centre_mm": box_mm[0], "half_size_mm": box_mm[1]}
-    make: type[Breathing] | type[Longitudinal]
-    if values["motion"] == "breathing":
-        make = Breathing
+    make: type[Motion]
+    if values["motion"] in ("breathing", "sliding"):
+        make = Breathing if values["motion"] == "breathing" else Sliding
         settings |= {"period": float(phases)}
     elif values["motion"] == "longitudinal":
         make = Longitudinal
         settings |= {} if tumour_centre_mm is None else {"tumour_centre_mm": tumour_centre_mm}
     else:
-        raise InputError(f"data.motion: {values['motion']!r} must be breathing or longitudinal")
+        raise InputError(f"data.motion: {values['motion']!r} must be breathing, sliding or longitudinal")
     settings |= values["motion_settings"] or {}
     try:
         return make(**settings, reference_time=make(**settings).times(phases)[reference])

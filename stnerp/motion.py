@@ -1,10 +1,11 @@
 """Motions that are known exactly: ground truth for images, points and contours.
 
-A motion is a pair of maps of world points (LPS mm) that undo each other, one per time t. Both
+A motion is a pair of maps of world points (LPS mm) that undo each other, one per time t. All
 motions here are compositions of steps that move points along one line each, by a smooth profile of
-bounded slope: a step is monotone along its line, hence a diffeomorphism, and is undone by solving
-one equation in one unknown. With Ψ_t the composition at time t, reference points move by
-ψ_t = Ψ_t ∘ Ψ_ref⁻¹, the identity at the reference time.
+bounded slope: a step is monotone along its line, hence a bijection, and is undone by solving
+one equation in one unknown. Across the lines a step may even jump (`Sliding`); where it doesn't, it is
+a diffeomorphism. With Ψ_t the composition at time t, reference points move by ψ_t = Ψ_t ∘ Ψ_ref⁻¹, the
+identity at the reference time.
 
 None of this is a flow of a stationary velocity, nor a sum of harmonics in time: a model that fits
 those has to approximate these motions like a patient's.
@@ -203,8 +204,51 @@ class _Composition:
         return points
 
 
+class _Breaths(_Composition):
+    """A composition in a box that repeats with each breath; phase 0 is end-inspiration."""
+
+    centre_mm: Triple
+    half_size_mm: Triple
+    period: float
+
+    LEVEL = -0.25  # of the diaphragm, in half sizes above the centre
+
+    def times(self, count: int = 10) -> list[float]:
+        """`count` evenly spaced times of one cycle, from 0."""
+        return [k * self.period / count for k in range(count)]
+
+    def phase(self, t: float) -> float:
+        """t in periods; measured from the reference, so that t and t + period give the very same number."""
+        return (self.reference_time + (t - self.reference_time) % self.period) / self.period
+
+    def exhaled(self, phase: float) -> float:
+        """How much of a breath is out at a phase (in periods): 0 at end-inspiration to 1 at exhale.
+
+        Lujan's 1 - cos⁴(πs), which rests at exhale, with s the phase warped so that exhaling takes longer.
+        """
+        s = phase - 0.25 * (1 - np.cos(2 * np.pi * phase)) / (2 * np.pi)
+        return float(1 - np.cos(np.pi * s) ** 4)
+
+    def up(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Profile of the diaphragm's lift: 1 at `LEVEL`, 0 above the apex and well below the box."""
+        u = (z - self.centre_mm[2]) / self.half_size_mm[2] - self.LEVEL
+        width = np.where(u < 0, 1.5, 1.2)
+        value, slope = smooth_step(np.abs(u) / width)
+        return 1 - value, -slope * np.sign(u) / (width * self.half_size_mm[2])
+
+    def _check(self, motion: str) -> None:
+        _check_box(motion, self.centre_mm, self.half_size_mm)
+        if not 0 < self.period < np.inf:
+            raise InputError(f"{motion}: period {self.period} must be a positive number")
+        if not np.isfinite(self.reference_time):
+            raise InputError(f"{motion}: reference_time {self.reference_time} must be a finite number")
+
+    def _samples(self, axis: int) -> np.ndarray:
+        return self.centre_mm[axis] + self.half_size_mm[axis] * np.linspace(-2, 2, 4001)
+
+
 @dataclass(frozen=True)
-class Breathing(_Composition):
+class Breathing(_Breaths):
     """Breathing of a thorax in a box; phase 0 is end-inspiration, about half a period later exhale.
 
     On exhale the diaphragm moves up (+z), most at `LEVEL`, a bit below the middle of the box, fading
@@ -232,41 +276,22 @@ class Breathing(_Composition):
     amplitude_lr_mm: float = 2.0
     hysteresis: float = 0.08
 
-    LEVEL = -0.25  # of the diaphragm, in half sizes above the centre
-
     def __post_init__(self) -> None:
-        _check_box("breathing", self.centre_mm, self.half_size_mm)
-        if not 0 < self.period < np.inf:
-            raise InputError(f"breathing: period {self.period} must be a positive number")
-        if not np.isfinite(self.reference_time):
-            raise InputError(f"breathing: reference_time {self.reference_time} must be a finite number")
+        self._check("breathing")
         if not abs(self.hysteresis) <= 0.5:
             raise InputError(f"breathing: hysteresis {self.hysteresis} must lie between -0.5 and 0.5 periods")
         amplitudes = (self.amplitude_si_mm, self.amplitude_ap_mm, self.amplitude_lr_mm)
         names = ("amplitude_si_mm", "amplitude_ap_mm", "amplitude_lr_mm")
         for name, step, amplitude in zip(names, self.steps, amplitudes, strict=True):
-            _check_slope(f"breathing: {name}", amplitude, step.least_slope(amplitude, self._samples(step)))
+            _check_slope(f"breathing: {name}", amplitude, step.least_slope(amplitude, self._samples(step.axis)))
 
     @staticmethod
     def of_grid(grid: Grid, **settings: Any) -> Breathing:
         """Breathing in the world-aligned box around a grid of any orientation."""
         return Breathing(*world_box(grid), **settings)
 
-    def times(self, count: int = 10) -> list[float]:
-        """`count` evenly spaced times of one cycle, from 0."""
-        return [k * self.period / count for k in range(count)]
-
-    def exhaled(self, phase: float) -> float:
-        """How much of a breath is out at a phase (in periods): 0 at end-inspiration to 1 at exhale.
-
-        Lujan's 1 - cos⁴(πs), which rests at exhale, with s the phase warped so that exhaling takes longer.
-        """
-        s = phase - 0.25 * (1 - np.cos(2 * np.pi * phase)) / (2 * np.pi)
-        return float(1 - np.cos(np.pi * s) ** 4)
-
     def amplitudes(self, t: float) -> tuple[float, ...]:
-        # Measured from the reference, so that t and t + period give the very same numbers.
-        phase = (self.reference_time + (t - self.reference_time) % self.period) / self.period
+        phase = self.phase(t)
         wall = self.exhaled(phase - self.hysteresis)
         return (
             self.amplitude_si_mm * self.exhaled(phase),
@@ -283,12 +308,6 @@ class Breathing(_Composition):
 
         def fade(u: np.ndarray, start: float, end: float) -> np.ndarray:
             return 1 - smooth_step((u - start) / (end - start))[0]
-
-        def up(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            u = (z - centre[2]) / half[2] - self.LEVEL
-            width = np.where(u < 0, 1.5, 1.2)
-            value, slope = smooth_step(np.abs(u) / width)
-            return 1 - value, -slope * np.sign(u) / (width * half[2])
 
         def inside_wall_off_spine(points: np.ndarray) -> np.ndarray:
             x, y = unit(points, 0), unit(points, 1)
@@ -312,13 +331,91 @@ class Breathing(_Composition):
             return fade(np.abs(unit(points, 2) - self.LEVEL), 0, 1.3) * fade(np.abs(unit(points, 1)), 0.2, 1.0)
 
         return (
-            Shear(2, up, inside_wall_off_spine),
+            Shear(2, self.up, inside_wall_off_spine),
             Shear(1, back, front_of_chest),
             Shear(0, inward, lower_chest),
         )
 
-    def _samples(self, step: Shear) -> np.ndarray:
-        return self.centre_mm[step.axis] + self.half_size_mm[step.axis] * np.linspace(-2, 2, 4001)
+
+@dataclass(frozen=True)
+class Ellipse:
+    """Cross-section of a cylinder along z: centre and half axes (x, y), LPS mm."""
+
+    centre_mm: tuple[float, float]
+    half_axes_mm: tuple[float, float]
+
+    def contains(self, points_mm: np.ndarray) -> np.ndarray:
+        """Whether points (..., 3) lie inside the cylinder, whatever their z, (...,)."""
+        arm = (points_mm[..., :2] - np.asarray(self.centre_mm)) / np.asarray(self.half_axes_mm)
+        return (arm**2).sum(axis=-1) < 1
+
+
+@dataclass(frozen=True)
+class Sliding(_Breaths):
+    """Breathing that slides: the content of the chest moves up and down, the wall around it stands still.
+
+    The content is an elliptical cylinder along z without a column around the spine. On exhale it moves up
+    as in `Breathing`; outside nothing moves. At the mantle (the pleura) the displacement jumps, along the
+    mantle only: nothing opens, nothing overlaps, and the map is a bijection, but no diffeomorphism.
+    `stnerp.phantom.Phantom` builds its chest around this cylinder.
+
+    Attributes:
+        centre_mm, half_size_mm: the box (x, y, z), LPS mm.
+        period: length of a breathing cycle, in the unit of t.
+        reference_time: where the motion is the identity.
+        amplitude_si_mm: largest motion from inhale to exhale.
+        chest: half axes (x, y) of the cylinder, in half sizes of the box.
+
+    Raises:
+        InputError: a box, period or half axis that isn't positive, or an amplitude that would fold space.
+    """
+
+    centre_mm: Triple
+    half_size_mm: Triple
+    period: float = 1.0
+    reference_time: float = 0.0
+    amplitude_si_mm: float = 15.0
+    chest: tuple[float, float] = (0.72, 0.59)
+
+    SPINE = Ellipse((0.0, 0.52), (0.21, 0.265))  # in half sizes, from the centre
+
+    def __post_init__(self) -> None:
+        self._check("sliding")
+        if len(self.chest) != 2 or not all(0 < c < np.inf for c in self.chest):
+            raise InputError(f"sliding: chest {self.chest} must be two positive numbers (x, y)")
+        least = self.steps[0].least_slope(self.amplitude_si_mm, self._samples(2))
+        _check_slope("sliding: amplitude_si_mm", self.amplitude_si_mm, least)
+
+    @staticmethod
+    def of_grid(grid: Grid, **settings: Any) -> Sliding:
+        """Sliding in the world-aligned box around a grid of any orientation."""
+        return Sliding(*world_box(grid), **settings)
+
+    @property
+    def mantle(self) -> Ellipse:
+        """The cylinder that slides."""
+        return self._in_box(Ellipse((0.0, 0.0), self.chest))
+
+    @property
+    def spine(self) -> Ellipse:
+        """The column in its back that stays."""
+        return self._in_box(self.SPINE)
+
+    def slides(self, points_mm: np.ndarray) -> np.ndarray:
+        """Whether points (..., 3) belong to the content of the chest, (...,); the same at every time."""
+        return self.mantle.contains(points_mm) & ~self.spine.contains(points_mm)
+
+    def amplitudes(self, t: float) -> tuple[float, ...]:
+        return (self.amplitude_si_mm * self.exhaled(self.phase(t)),)
+
+    @cached_property
+    def steps(self) -> tuple[Shear]:  # type: ignore[override]
+        return (Shear(2, self.up, lambda points: self.slides(points).astype(float)),)
+
+    def _in_box(self, unit: Ellipse) -> Ellipse:
+        (x, y), (a, b) = unit.centre_mm, unit.half_axes_mm
+        (cx, cy, _), (hx, hy, _) = self.centre_mm, self.half_size_mm
+        return Ellipse((cx + x * hx, cy + y * hy), (a * hx, b * hy))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple
-from stnerp.motion import Breathing, Motion
+from stnerp.motion import Breathing, Ellipse, Motion, Sliding
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ BOX_MM: tuple[Triple, Triple] = ((0.0, 0.0, 0.0), (180.0, 140.0, 90.0))
 
 HU_RANGE = (-1024, 3071)
 MARGIN_MM = 6.0  # landmarks keep this distance from the edge of their organ or mask
+WALL_MM = 13.0  # from the rib cage's outer surface to what slides along it
 
 
 class MovingScene:
@@ -72,7 +73,8 @@ class Phantom(MovingScene):
     """A thorax with known motion.
 
     The patient is fixed in the world (about 330 x 230 mm, the middle of the chest at the origin,
-    feet towards -z); a grid is a window onto it. Edges are about 2.5 mm wide.
+    feet towards -z); a grid is a window onto it. Edges are about 2.5 mm wide. Under `Sliding` the chest is
+    a straight cylinder, the motion's: ribs and spine lie outside, the organs that slide along them inside.
 
     Args:
         size: voxels along x, y, z; centred on the patient.
@@ -103,7 +105,7 @@ class Phantom(MovingScene):
         self.noise_hu = noise_hu
         self.seed = seed
         self.n_landmarks = n_landmarks
-        self._anatomy = Anatomy(seed)
+        self._anatomy = Anatomy(seed, self.motion if isinstance(self.motion, Sliding) else None)
 
     def image(self, t: float) -> sitk.Image:
         """The image at time t: HU, int16, as a scanner writes it."""
@@ -266,9 +268,13 @@ class MovedImage(MovingScene):
 
 
 class Anatomy:
-    """HU and labels of a thorax at world points. Every organ is a function: mm inside its surface."""
+    """HU and labels of a thorax at world points. Every organ is a function: mm inside its surface.
 
-    def __init__(self, seed: int) -> None:
+    With `sliding` the lungs and the abdomen end at its mantle and its column around the spine.
+    """
+
+    def __init__(self, seed: int, sliding: Sliding | None = None) -> None:
+        self._sliding = sliding
         rng = np.random.default_rng([seed, 0])
         self._lung_vessels = [
             (Waves(rng, wavelength, 2), radius)
@@ -290,7 +296,7 @@ class Anatomy:
         """Whether points (N, 3) lie on a vessel well inside a lung, (N,)."""
         points = points_mm.astype(np.float32)
         deep = self(points_mm)[1] == LABELS["lung"]
-        deep &= _lung_depth(*_xyz(points)) > MARGIN_MM
+        deep &= self._lung_depth(*_xyz(points)) > MARGIN_MM
         deep[deep] = self._vessels(points[deep]) > 0.5
         return deep
 
@@ -307,9 +313,9 @@ class Anatomy:
         paint(depth - 2.5, fat)
         muscle = 52 + 8 * grain - 130 * _step(2 * np.abs(fine), 0.6, 0)
         paint(depth - (13 + 4 * coarse + 5 * np.abs(x) / 160), muscle)
-        wall = _wall_depth(x, y, z)
+        wall = self._wall_depth(x, y, z)
         self._ribs(paint, x, y, z, wall)
-        cavity = wall - 12
+        cavity = wall - (WALL_MM - 1)
         paint(cavity, -70 + 60 * _step(fine, -0.2, 0.8) + 30 * grain)
 
         # Abdomen: liver under the right dome, stomach and spleen under the left.
@@ -326,7 +332,7 @@ class Anatomy:
         paint(liver, 95 + 12 * coarse + 8 * grain + 70 * vein, "liver")
 
         # Lungs, denser towards the back, with a bronchovascular tree that thins out to the pleura.
-        lung = _lung_depth(x, y, z)
+        lung = self._lung_depth(x, y, z)
         in_lung = lung > -EDGE_MM
         air = np.zeros_like(x)
         vessels = self._vessels(points[in_lung])
@@ -343,6 +349,8 @@ class Anatomy:
         self._great_vessels(paint, x, y, z, cavity)
         self._airways(paint, x, y, z)
         self._heart(paint, x, y, z, np.minimum(dome - 2, cavity - 2), coarse, grain)
+        if self._sliding is not None:
+            paint(_depth_in(self._sliding.spine, x, y), muscle)
         self._spine(paint, x, y - spine_y, z, grain, depth)
 
         # A tumour with lobes, in the right lower lung.
@@ -354,9 +362,23 @@ class Anatomy:
         paint(tumour, 45 + 14 * grain - 20 * _step(r, 7, 3), "tumour")
         return paint.hu, paint.labels
 
+    def _wall_depth(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Depth inside the rib cage's outer surface, which narrows towards the apex unless it slides."""
+        if self._sliding is not None:
+            return _depth_in(self._sliding.mantle, x, y) + WALL_MM
+        taper = np.sqrt(np.maximum(1 - (np.maximum(z + 30, 0) / 165) ** 2, 0.1))
+        return _ellipse(x, y, 142 * taper, 96 * np.sqrt(taper))
+
+    def _lung_depth(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        wall = self._wall_depth(x, y, z) - (WALL_MM + 1)
+        if self._sliding is not None:
+            wall = np.minimum(wall, -_depth_in(self._sliding.spine, x, y) - 1)
+        top = _ellipsoid(np.abs(x) - 64, y - 4, z + 45, 74, 88, 128)
+        return np.minimum(np.minimum(wall, top), np.minimum(_diaphragm_depth(x, y, z) - 2.5, np.abs(x) - 6))
+
     def _vessels(self, points: np.ndarray) -> np.ndarray:
         """0 to 1 along the vessels of the lungs, of points (N, 3), (N,)."""
-        lung = _lung_depth(*_xyz(points))
+        lung = self._lung_depth(*_xyz(points))
         strength = np.zeros(len(points), np.float32)
         for waves, radius in self._lung_vessels:
             # Thick vessels stay near the hilum, thin ones reach the pleura.
@@ -505,12 +527,6 @@ def _body_depth(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return _ellipse(x, np.where(y > 0, y * (1 - 0.1 * np.exp(-((x / 60) ** 2))), y), 162 + 0.04 * z, 114)
 
 
-def _wall_depth(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Depth inside the rib cage's outer surface, which narrows towards the apex."""
-    taper = np.sqrt(np.maximum(1 - (np.maximum(z + 30, 0) / 165) ** 2, 0.1))
-    return _ellipse(x, y, 142 * taper, 96 * np.sqrt(taper))
-
-
 def _diaphragm_depth(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Height above the diaphragm, mm along its normal: a right dome, a lower left one."""
     right = -20 - 42 * ((x + 66) / 75) ** 2
@@ -523,12 +539,6 @@ def _diaphragm_depth(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return (z - surface) / (1 + 0.9 * behind + 0.4 * ahead + 0.006 * np.abs(np.abs(x) - 68))
 
 
-def _lung_depth(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    wall = _wall_depth(x, y, z) - 14
-    top = _ellipsoid(np.abs(x) - 64, y - 4, z + 45, 74, 88, 128)
-    return np.minimum(np.minimum(wall, top), np.minimum(_diaphragm_depth(x, y, z) - 2.5, np.abs(x) - 6))
-
-
 def _spine_y(z: np.ndarray) -> np.ndarray:
     return 54 + 6 * (z / 90) ** 2
 
@@ -537,6 +547,11 @@ def _ellipse(x: np.ndarray, y: np.ndarray, a: float | np.ndarray, b: float | np.
     """About the distance inside an ellipse with half axes a, b."""
     rho = np.hypot(x / a, y / b)
     return (1 - rho) * rho / np.maximum(np.hypot(x / a**2, y / b**2), 1e-6)
+
+
+def _depth_in(cylinder: Ellipse, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    (cx, cy), (a, b) = cylinder.centre_mm, cylinder.half_axes_mm
+    return _ellipse(x - cx, y - cy, a, b)
 
 
 def _ellipsoid(x: np.ndarray, y: np.ndarray, z: np.ndarray, a: float, b: float, c: float) -> np.ndarray:

@@ -462,6 +462,17 @@ def test_saved_and_loaded_it_answers_the_same(oblique_grid: Grid, prior: str | N
         assert getattr(after, name) == getattr(before, name), name
 
 
+def test_a_model_of_the_first_version_keeps_its_field(oblique_grid: Grid, tmp_path: Path) -> None:
+    """It knew no network_mm: a default of 12 mm would smooth its velocity."""
+    before = make(trained(oblique_grid))
+    assert before.settings.network_mm is not None
+    path = before.save(tmp_path / "model.pt")
+    content = torch.load(path, weights_only=True)
+    del content["def_net"]["settings"]["network_mm"], content["flow"]
+    torch.save(content, path)
+    assert STNeRP.load(path).settings.network_mm is None
+
+
 def test_a_file_is_kept_where_asked(oblique_grid: Grid, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_text("something dear")

@@ -7,7 +7,7 @@ import pytest
 
 from stnerp.errors import InputError
 from stnerp.geometry import Grid
-from stnerp.motion import Breathing, Longitudinal, Motion, smooth_step, solve_monotone, world_box
+from stnerp.motion import Breathing, Longitudinal, Motion, Sliding, smooth_step, solve_monotone, world_box
 
 CENTRE, HALF = (10.0, -5.0, 20.0), (180.0, 140.0, 90.0)
 TUMOUR = (-60.0, 20.0, 15.0)
@@ -24,6 +24,8 @@ MOTIONS: dict[str, Motion] = {
         amplitude_ap_mm=25,
         amplitude_lr_mm=15,
     ),
+    "sliding": Sliding(CENTRE, HALF),
+    "sliding from exhale, deep": Sliding(CENTRE, HALF, period=4.0, reference_time=2.2, amplitude_si_mm=45),
     "longitudinal": Longitudinal(CENTRE, HALF, TUMOUR),
     "longitudinal from the middle": Longitudinal(CENTRE, HALF, TUMOUR, reference_time=14.0, tumour_scale=0.4),
     "longitudinal, growing": Longitudinal(CENTRE, HALF, TUMOUR, tumour_scale=1.3, shift_mm=8.0),
@@ -87,6 +89,15 @@ def jacobian(mapping: object, points: np.ndarray, t: float, h: float = 1e-3) -> 
 def test_an_amplitude_that_folds_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         Breathing(CENTRE, HALF, **settings)
+
+
+def test_sliding_that_folds_or_has_no_chest_is_refused() -> None:
+    with pytest.raises(InputError, match="amplitude_si_mm"):
+        Sliding(CENTRE, HALF, amplitude_si_mm=60.0)
+    with pytest.raises(InputError, match="chest"):
+        Sliding(CENTRE, HALF, chest=(0.7, 0.0))
+    with pytest.raises(InputError, match="sliding: period"):
+        Sliding(CENTRE, HALF, period=-1.0)
 
 
 def test_longitudinal_amplitudes_that_fold_are_refused() -> None:
@@ -166,6 +177,72 @@ def test_chest_wall_goes_back_and_sides_go_in_on_exhale() -> None:
     assert moved(-0.8, 0.0, -0.25)[0] == pytest.approx(2, abs=0.1)
 
 
+# -- sliding
+
+
+def on_the_mantle(sliding: Sliding, factor: float, count: int = 100) -> np.ndarray:
+    """Points around the chest near the diaphragm's level, at `factor` times the mantle's radius.
+
+    Those behind, beside the spine's column, are left out.
+    """
+    angle, z = np.random.default_rng(2).uniform((0, -40), (2 * np.pi, 40), (count, 2)).T
+    (x, y), (a, b) = sliding.mantle.centre_mm, sliding.mantle.half_axes_mm
+    points = np.stack([x + factor * a * np.cos(angle), y + factor * b * np.sin(angle), z + CENTRE[2]], axis=-1)
+    return points[np.sin(angle) < 0.8]
+
+
+@pytest.mark.parametrize("t", [0.2, 0.55, 0.9])
+def test_displacement_jumps_at_the_mantle_along_it(t: float) -> None:
+    sliding = Sliding(CENTRE, HALF)
+    # A nanometre on either side: any blend of the two sides, however narrow, would show.
+    inside, outside = on_the_mantle(sliding, 1 - 1e-8), on_the_mantle(sliding, 1 + 1e-8)
+    for mapping in (sliding.reference_to_target, sliding.target_to_reference):
+        jump = (mapping(inside, t) - inside) - (mapping(outside, t) - outside)
+        assert not jump[:, :2].any()  # along z, and so along the mantle
+        assert np.array_equal(mapping(outside, t), outside)
+        assert (np.abs(jump[:, 2]) > 0.3 * sliding.amplitudes(t)[0]).all()
+    lift = (sliding.reference_to_target(inside, t) - inside)[:, 2]
+    assert np.allclose(lift, sliding.amplitudes(t)[0] * sliding.up(inside[:, 2])[0])
+
+
+def test_the_spine_is_not_part_of_the_content() -> None:
+    sliding = Sliding(CENTRE, HALF)
+    (x, y), (_, b) = sliding.spine.centre_mm, sliding.spine.half_axes_mm
+    front = np.array([[x, y - b + d, CENTRE[2]] for d in (-1e-6, 1e-6)])
+    moved = (sliding.reference_to_target(front, 0.55) - front)[:, 2]
+    assert moved[0] > 10
+    assert moved[1] == 0
+
+
+def test_nothing_outside_moves_and_content_stays_content() -> None:
+    sliding = Sliding(CENTRE, HALF, amplitude_si_mm=45)
+    points = some_points()
+    content = sliding.slides(points)
+    assert 0.1 < content.mean() < 0.3  # π 0.72 · 0.59 / 2.6² of the box of points, less the spine
+    for t in sliding.times(5)[1:]:
+        for mapping in (sliding.reference_to_target, sliding.target_to_reference):
+            moved = mapping(points, t)
+            assert np.array_equal(moved[~content], points[~content])
+            assert np.array_equal(sliding.slides(moved), content)
+            assert np.array_equal(moved[:, :2], points[:, :2])
+
+
+def test_volume_of_the_sliding_content() -> None:
+    """Lungs empty below a diaphragm that rises; the column as a whole keeps its volume."""
+    sliding = Sliding(CENTRE, HALF)
+    z = CENTRE[2] + HALF[2] * np.linspace(-2, 2, 20_001)
+    line = np.stack([np.full_like(z, CENTRE[0] - 70), np.full_like(z, CENTRE[1]), z], axis=-1)
+    volume = jacobian(sliding.reference_to_target, line, 0.55)
+    expected = 1 + sliding.amplitudes(0.55)[0] * sliding.up(z)[1]
+    assert np.abs(volume - expected).max() < 1e-6  # central differences of 1 µm
+    level = CENTRE[2] + sliding.LEVEL * HALF[2]
+    assert (volume[z > level] < 1 + 1e-9).all()  # squeezed above the diaphragm, stretched below
+    assert (volume[z < level] > 1 - 1e-9).all()
+    assert volume.min() == pytest.approx(1 - 15 * 15 / 8 / (1.2 * HALF[2]), abs=1e-3)
+    # Steps of 18 µm through a smooth integrand that is 1 at both ends.
+    assert volume[1:].sum() * (z[1] - z[0]) == pytest.approx(z[-1] - z[0], abs=1e-4)
+
+
 def test_breath_starts_at_inhale_rests_at_exhale_and_inhales_faster() -> None:
     breathing = Breathing(CENTRE, HALF)
     phases = np.linspace(0, 1, 1001)
@@ -238,6 +315,7 @@ def test_tissue_shifts_by_a_few_mm() -> None:
 def test_times() -> None:
     assert Breathing(CENTRE, HALF, period=4.0).times(4) == [0, 1, 2, 3]
     assert Breathing(CENTRE, HALF).times()[:4] == [0, 0.1, 0.2, 0.3]
+    assert Sliding(CENTRE, HALF, period=4.0).times(4) == [0, 1, 2, 3]
     assert Longitudinal(CENTRE, HALF, TUMOUR, start=2.0, duration=30.0).times(4) == [2, 12, 22, 32]
 
 
@@ -269,6 +347,9 @@ def test_world_box_of_a_turned_grid() -> None:
     assert centre == pytest.approx(tuple(turned.centre_mm))
     assert Breathing.of_grid(turned, amplitude_si_mm=5.0).half_size_mm == half
     assert Longitudinal.of_grid(turned, (0.0, 0.0, 0.0), shift_mm=0.1).centre_mm == centre
+    sliding = Sliding.of_grid(turned, amplitude_si_mm=5.0, chest=(0.5, 0.4))
+    assert sliding.mantle.centre_mm == centre[:2]
+    assert sliding.mantle.half_axes_mm == pytest.approx((60.0, 20.0))
 
 
 def test_smooth_step_and_its_slope() -> None:
