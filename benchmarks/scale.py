@@ -213,7 +213,7 @@ def _panel(panel: Any, rows: Sequence[dict[str, Any]], x: str, unit: str) -> Non
     if x == "phases":
         panel.set_xticks([row[x] for row in rows])
         panel.minorticks_off()
-    if rows:
+    if panel.lines:  # a stage that took no more memory than the start has no line
         panel.legend(fontsize=8, frameon=False)
 
 
