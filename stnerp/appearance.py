@@ -102,9 +102,9 @@ class NeighbourFlow:
     @staticmethod
     def from_dict(saved: dict[str, Any], grid: Grid, basis: Gaps) -> NeighbourFlow:
         """The flow that `to_dict` described, over a reference grid; on the CPU."""
-        settings = with_changes(DefNetSettings(), saved["settings"])
+        settings = with_changes(DefNetSettings(), {"detail_mm": None, **saved["settings"]})
         net = def_net_of(grid, basis, settings)
-        net.load_state_dict(saved["weights"])
+        net.load_weights(saved["weights"])
         images = [_from_int16(image.numpy()) for image in saved["images"]]
         grids = [Grid.from_dict(values) for values in saved["grids"]]
         return NeighbourFlow(net.eval(), settings, images, grids, saved["alignments"].numpy())

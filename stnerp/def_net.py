@@ -1,7 +1,7 @@
 """Def-Net D(p, t): the stationary velocity that carries time t to the reference (Eq. 4).
 
 Two forms of the same idea. `SpaceTimeDefNet` is the paper's: one network of (x, y, z, t).
-`FactorisedDefNet` splits it into v(x, t) = Σₖ aₖ(t) Vₖ(x): one pass over space serves every time,
+`FactorisedDefNet` splits it into v(x, t) = Σₖ bₖ(t) (Vₖ(x) + Wₖ(x)): one pass over space serves every time,
 and the velocity at the reference time is zero exactly.
 
 Both return velocities in mm along the axes of the reference grid.
@@ -20,7 +20,7 @@ from stnerp.geometry import Grid, cube_points
 from stnerp.networks import in_chunks, siren
 from stnerp.presets import DefNetSettings
 from stnerp.time_basis import TimeBasis
-from stnerp.warp import resize
+from stnerp.warp import resize, sample, smoothed
 
 CHUNK = 2**16  # points per pass of a network
 Shape = tuple[int, int, int]
@@ -38,6 +38,10 @@ class DefNet(nn.Module, ABC):
     def forward(self, points: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
         """Velocity (T, N, 3) in axis mm at cube points (N, 3) and T times."""
 
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take the weights of a net of the same settings."""
+        self.load_state_dict(weights)
+
     def lattice_velocity(self, shape: Shape, times: Sequence[float]) -> torch.Tensor:
         """Velocity (T, 3, z, y, x) in axis mm on a lattice of that shape over the reference grid."""
         device = next(self.parameters()).device
@@ -46,33 +50,59 @@ class DefNet(nn.Module, ABC):
 
 
 class FactorisedDefNet(DefNet):
-    """v(x, t) = Σₖ aₖ(t) Vₖ(x), with V from a small, low-frequency SIREN.
+    """v(x, t) = Σₖ bₖ(t) (Vₖ(x) + Wₖ(x)), with V from a small, low-frequency SIREN and W free.
 
-    Space is measured in mm from the grid's centre, so that the network's smoothness is that of
-    tissue and not of the field of view.
+    Space is measured in mm from the grid's centre, so that the network's smoothness is that of tissue and not
+    of the field of view. bₖ is the time basis, recombined so that its functions are alike in size
+    (`TimeBasis.mixing`).
 
     settings.length_mm is the unit of space, settings.velocity_mm that of the network's output. A lattice
     finer than settings.network_mm is filled by cubic splines between points that far apart: the network
     is smooth, and its evaluation is the dearest part of a step.
+
+    W, `detail`, is a lattice of its own of settings.detail_mm, smoothed by a Gaussian of one spacing and read
+    by cubic splines. It is added to lattices that are finer than settings.network_mm; coarser ones have no room.
     """
 
     def __init__(self, grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> None:
         super().__init__(grid, time_basis)
         self.length_mm, self.velocity_mm = settings.length_mm, settings.velocity_mm
-        self.network_mm = settings.network_mm
+        self.network_shape = None if settings.network_mm is None else grid.with_spacing(settings.network_mm).shape
         self.modes = _siren(3, 3 * time_basis.size, settings)
+        self.register_buffer("mixing", torch.from_numpy(time_basis.mixing))
+        self.mixing: torch.Tensor
+        self.detail: nn.Parameter | None = None
+        if settings.detail_mm is not None:
+            self.detail_grid = grid.with_spacing(settings.detail_mm)
+            self.detail = nn.Parameter(torch.zeros(1, 3 * time_basis.size, *self.detail_grid.shape))
 
     def forward(self, points: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
-        modes = self._modes(points).reshape(len(points), -1, 3)
-        return torch.einsum("tk,nkc->tnc", self._coefficients(times).to(modes), modes)
+        modes = self._modes(points)
+        if self.detail is not None:
+            modes = modes + sample(self.smooth_detail(), points[None])[0].T
+        return torch.einsum("tk,nkc->tnc", self._coefficients(times).to(modes), modes.reshape(len(points), -1, 3))
 
     def lattice_velocity(self, shape: Shape, times: Sequence[float]) -> torch.Tensor:
-        coarse = shape
-        if self.network_mm is not None:
-            coarse = _smaller(self.grid.with_spacing(self.network_mm).shape, shape)
-        modes = self._modes(cube_points(coarse, next(self.parameters()).device).reshape(-1, 3))
-        modes = resize(modes.T.reshape(1, -1, *coarse), shape, order=3).reshape(-1, 3, *shape)
-        return torch.einsum("tk,kczyx->tczyx", self._coefficients(times).to(modes), modes)
+        coarse = shape if self.network_shape is None else _smaller(self.network_shape, shape)
+        points = cube_points(coarse, next(self.parameters()).device).reshape(-1, 3)
+        modes = resize(self._modes(points).T.reshape(1, -1, *coarse), shape, order=3)
+        if self.carries_detail(shape):
+            modes = modes + resize(self.smooth_detail(), shape, order=3)
+        return torch.einsum("tk,kczyx->tczyx", self._coefficients(times).to(modes), modes.reshape(-1, 3, *shape))
+
+    def carries_detail(self, shape: Shape) -> bool:
+        """Whether there is any, and a lattice of that shape is finer than the network's."""
+        finer = self.network_shape is None or _smaller(self.network_shape, shape) != shape
+        return self.detail is not None and finer
+
+    def smooth_detail(self) -> torch.Tensor:
+        """W in axis mm on `detail_grid`, (1, 3 K, z, y, x)."""
+        assert self.detail is not None
+        return smoothed(self.detail, sigma=1.0)
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        # Nets of 0.1.0 were written with the time basis as it is.
+        self.load_state_dict({"mixing": torch.eye(self.time_basis.size, dtype=torch.float64), **weights})
 
     def _modes(self, points: torch.Tensor) -> torch.Tensor:
         """Vₖ in axis mm at cube points (N, 3): (N, 3 K)."""
@@ -80,8 +110,9 @@ class FactorisedDefNet(DefNet):
         return in_chunks(self.modes, isotropic, CHUNK) * self.velocity_mm
 
     def _coefficients(self, times: Sequence[float]) -> torch.Tensor:
-        """aₖ(t), (T, K)."""
-        return torch.from_numpy(np.stack([self.time_basis(t) for t in times]))
+        """bₖ(t), (T, K)."""
+        values = torch.from_numpy(np.stack([self.time_basis(t) for t in times]))
+        return values.to(self.mixing) @ self.mixing
 
 
 class SpaceTimeDefNet(DefNet):

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from stnerp import losses
 from stnerp.alignment import Kind, affine_between
 from stnerp.appearance import fit_flow
-from stnerp.def_net import DefNet, def_net_of
+from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, random_slab
@@ -29,6 +29,7 @@ from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of, require_finite
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
+from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
 from stnerp.warp import displaced_points, resize, sample
 
@@ -132,20 +133,28 @@ def _optimise(
     progress: bool,
 ) -> list[dict[str, float]]:
     """Train `net` in place, level by level; returns the loss and its terms at each step."""
-    optimiser = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
+    detail = net.detail if isinstance(net, FactorisedDefNet) else None
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
+    ]
     steps = sum(level.iterations for level in settings.levels)
-    schedule = cosine(optimiser, steps) if settings.decay == "cosine" else None
+    schedules = [cosine(optimisers[0], steps)] if settings.decay == "cosine" else []
     reference = ref_net.render() if ref_net is not None else normalised(series.reference_image, series.window)
     draw = np.random.default_rng(torch.initial_seed())
     history: list[dict[str, Any]] = []  # tensors until the end: reading one waits for the GPU
     with tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
         for number, level in enumerate(settings.levels):
             images = _Level(net, ref_net, reference, series, alignments, settings, level)
+            if images.detailed is not None and detail is not None and len(optimisers) == 1:
+                optimisers.append(UniformAdam([detail], lr=settings.detail_step_mm))
+                remaining = sum(later.iterations for later in settings.levels[number:])
+                schedules += [cosine(optimisers[1], remaining)] if settings.decay == "cosine" else []
             for _ in range(level.iterations):
-                optimiser.zero_grad(set_to_none=True)
+                net.zero_grad(set_to_none=True)
                 values = images.backward(_chosen_times(fitted_images(series, settings), level, draw), draw)
-                optimiser.step()
-                if schedule is not None:
+                for optimiser in optimisers:
+                    optimiser.step()
+                for schedule in schedules:
                     schedule.step()
                 bar.update()
                 if len(history) % 10 == 0 or len(history) == steps - 1:
@@ -195,6 +204,9 @@ class _Level:
         self.net, self.ref_net, self.settings = net, ref_net, settings
         grid, device = series.grid, next(net.parameters()).device
         self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
+        self.detailed = (
+            net if isinstance(net, FactorisedDefNet) and net.carries_detail(self.lattice.shape) else None
+        )
         half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
         self.half_extent_mm = half_extent_mm[:, None, None, None]
         sigma_mm = settings.smoothing * (level.spacing_mm or 0.0)
@@ -228,6 +240,11 @@ class _Level:
             for name, value in {"loss": loss * len(targets), **terms}.items():
                 sums[name] = sums.get(name, loss.new_zeros(())) + value.detach() / len(targets)
         velocity_mm.backward(leaf.grad)
+        if self.detailed is not None and (weight := self.settings.detail_total_variation):
+            detail, detail_grid = self.detailed.smooth_detail(), self.detailed.detail_grid
+            variation = weight * losses.total_variation(detail, detail_grid.spacing_mm)
+            variation.backward()
+            sums |= {"loss": sums["loss"] + variation.detach(), "detail_total_variation": variation.detach()}
         return sums
 
     def _terms(self, velocity_mm: torch.Tensor, target: _Target, slab: slice) -> dict[str, torch.Tensor]:

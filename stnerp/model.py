@@ -226,10 +226,11 @@ class STNeRP:
         saved = read_checkpoint(Path(path), KIND)
         grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
         basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
-        # Models of 0.1.0 knew no network_mm: their network was evaluated everywhere.
-        settings = with_changes(DefNetSettings(), {"network_mm": None, **saved["def_net"]["settings"]})
+        # Models of 0.1.0 knew no network_mm and no detail_mm: their network was evaluated everywhere, and alone.
+        before = {"network_mm": None, "detail_mm": None}
+        settings = with_changes(DefNetSettings(), {**before, **saved["def_net"]["settings"]})
         def_net = def_net_of(grid, basis, settings)
-        def_net.load_state_dict(saved["def_net"]["weights"])
+        def_net.load_weights(saved["def_net"]["weights"])
         voxels, flow = saved["reference_voxels"], saved.get("flow")
         return STNeRP(
             def_net=def_net.eval(),

@@ -82,13 +82,18 @@ class DefNetSettings:
         length_mm, velocity_mm: units of space and of the output of "factorised".
         network_mm: "factorised" is evaluated at points this far apart at most, and read between them by
             cubic splines; None: at every point of the lattice.
+        detail_mm: "factorised" adds free velocities, this far apart, on lattices finer than `network_mm`: motion
+            that the smooth network can't follow. None: the network alone.
+        detail_step_mm: the largest change of a free velocity in one step.
+        detail_total_variation: weight of the isotropic total variation of the free velocities, all times
+            together, so that they stay zero where the network explains the images.
         squarings: n of the scaling and squaring (Eq. 5).
         reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
         smoothing: σ of the Gaussian before comparing at a level, in units of the level's spacing.
-        diffusion, bending, total_variation: weights of the penalties on the velocity.
+        diffusion, bending, total_variation: weights of the penalties on the whole velocity.
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
@@ -105,6 +110,9 @@ class DefNetSettings:
     length_mm: float = 150.0
     velocity_mm: float = 30.0
     network_mm: float | None = 12.0
+    detail_mm: float | None = 4.0
+    detail_step_mm: float = 1.0
+    detail_total_variation: float = 0.05
     squarings: int = 5
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
@@ -118,7 +126,7 @@ class DefNetSettings:
     volume: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 8, 60), Level(3, 8, 12))
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 60), Level(2, 4, 20))
     voxels_per_step: int | None = 2**20
 
 
@@ -143,6 +151,7 @@ PAPER = Preset(
         omega=30.0,
         fourier_width=256,
         fourier_sigma=3.0,
+        detail_mm=None,
         squarings=7,
         reference="network",
         loss="mse",
@@ -158,7 +167,11 @@ PAPER = Preset(
 
 # Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset.
 FLOW = DefNetSettings(
-    noise=0.02, diffusion=0.1, total_variation=0.0, levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30))
+    detail_mm=None,
+    noise=0.02,
+    diffusion=0.1,
+    total_variation=0.0,
+    levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30)),
 )
 
 PresetName = Literal["fast", "paper"]
@@ -219,6 +232,8 @@ POSITIVE = (
     "spacing_mm",
     "lattice_mm",
     "network_mm",
+    "detail_mm",
+    "detail_step_mm",
 )
 
 

@@ -58,6 +58,22 @@ class TimeBasis:
         return np.unique(np.append(times[chosen], self.reference_time))
 
     @property
+    def mixing(self) -> np.ndarray:
+        """M (K, K) of the functions bₗ(t) = Σₖ aₖ(t) Mₖₗ, which a fit works with.
+
+        At the measured times but the reference's, they are orthogonal, and a step along one means as much motion
+        as a step along another. Of a cycle's, the k-th harmonics are 1/k as large: motion is smooth in time, and a
+        fast change must be seen more clearly. Directions that the times hardly tell apart are enlarged no further.
+        """
+        others = [t for t in self.times if t != self.reference_time]
+        values = np.stack([self(t) for t in others])
+        size, directions = np.linalg.eigh(values.T @ values / len(values))
+        orthonormal = (directions / np.sqrt(np.maximum(size, 0.05 * size.max()))) @ directions.T
+        if self.period is None:
+            return orthonormal
+        return orthonormal / np.tile(np.arange(1, self.harmonics + 1), 2)
+
+    @property
     def measured_range(self) -> tuple[float, float]:
         return min(self.times), max(self.times)
 
@@ -76,6 +92,10 @@ class Gaps(TimeBasis):
     @property
     def size(self) -> int:
         return len(self.times) - (self.period is None)
+
+    @property
+    def mixing(self) -> np.ndarray:
+        return np.eye(self.size)  # no two gaps overlap
 
     def middle(self, gap: int) -> float:
         """The time half-way through a gap."""

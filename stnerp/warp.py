@@ -5,6 +5,7 @@ Volumes are (B, C, z, y, x); points are cube coordinates (..., 3) ordered (x, y,
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -70,6 +71,26 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
         elif axis == 2:
             volume = volume[:, :, slab]
     return volume
+
+
+def smoothed(volume: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A volume (B, C, z, y, x) after a Gaussian of `sigma` voxels; beyond its border, the border's value."""
+    for axis, n in enumerate(_spatial(volume), start=2):
+        matrix = _gaussian_matrix(n, sigma).to(volume.device, volume.dtype)
+        volume = torch.movedim(torch.movedim(volume, axis, -1) @ matrix.T, -1, axis)
+    return volume
+
+
+@lru_cache(maxsize=64)
+def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
+    """(n, n), float64: rows add up to 1."""
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    rows = torch.arange(n)
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    for shift, weight in zip(range(-radius, radius + 1), kernel / kernel.sum(), strict=True):
+        matrix[rows, (rows + shift).clamp(0, n - 1)] += weight
+    return matrix
 
 
 @lru_cache(maxsize=64)

@@ -102,7 +102,7 @@ def test_velocity_is_the_sum_over_modes_in_millimetres() -> None:
     net = FactorisedDefNet(GRID, BASIS, dataclasses.replace(SMALL, length_mm=100.0, velocity_mm=5.0))
     net.modes = Known()
     points, t = some_points(), 5.0
-    a = BASIS(t)
+    a = BASIS(t) @ BASIS.mixing
     # Space in units of 100 mm from the grid's centre: a cube unit is 30, 40 or 45 mm.
     isotropic = points * torch.tensor([0.3, 0.4, 0.45])
     expected = 5.0 * (a[0] * isotropic + a[1] * torch.tensor([1.0, 2.0, 3.0]))
@@ -116,6 +116,52 @@ def test_spacing_does_not_change_the_velocity_in_space() -> None:
     torch.manual_seed(0)
     finer = FactorisedDefNet(GRID.with_spacing(5.0), BASIS, SMALL)
     assert torch.equal(net(some_points(), [7.0]), finer(some_points(), [7.0]))
+
+
+# -- detail
+
+FINE = (8, 9, 7)  # finer than a network on 20 mm, which has 5 x 5 x 4 points over this grid
+
+
+def detailed(mm: float = 10.0) -> FactorisedDefNet:
+    """A net whose free velocities, of a lattice of 10 mm, are those of one impulse."""
+    torch.manual_seed(0)
+    net = FactorisedDefNet(GRID, BASIS, dataclasses.replace(SMALL, network_mm=20.0, detail_mm=mm))
+    assert net.detail is not None
+    assert not net.detail.any()
+    with torch.no_grad():
+        net.detail[0, 3, 4, 4, 3] = 1.0  # x component of the second mode
+    return net
+
+
+def test_detail_is_added_where_the_lattice_has_room() -> None:
+    net, plain = detailed(), detailed()
+    plain.detail = None
+    coarse = GRID.with_spacing(20.0).shape
+    assert torch.equal(net.lattice_velocity(coarse, [5.0]), plain.lattice_velocity(coarse, [5.0]))
+    shape, b = net.detail_grid.shape, BASIS(5.0) @ BASIS.mixing
+    added = (net.lattice_velocity(shape, [5.0]) - plain.lattice_velocity(shape, [5.0]))[0]
+    assert not added[1:].any()
+    # A Gaussian of one spacing keeps the sum; its peak is (0.3991)^3, the discrete kernel's.
+    assert added[0].sum().item() == pytest.approx(b[1], rel=1e-4)
+    assert added[0, 4, 4, 3].item() == pytest.approx(0.3991**3 * b[1], rel=1e-3)
+
+
+def test_detail_at_points_is_the_lattice() -> None:
+    net = detailed()
+    plain = detailed()
+    plain.detail = None
+    shape, points = net.detail_grid.shape, cube_points(net.detail_grid.shape).reshape(-1, 3)
+    at_points = (net(points, [5.0]) - plain(points, [5.0]))[0].T.reshape(3, *shape)
+    lattice = (net.lattice_velocity(shape, [5.0]) - plain.lattice_velocity(shape, [5.0]))[0]
+    assert (at_points - lattice).abs().max() < 1e-5
+
+
+def test_a_net_written_before_the_time_basis_was_mixed() -> None:
+    net = FactorisedDefNet(GRID, BASIS, dataclasses.replace(SMALL, detail_mm=None))
+    weights = {name: value for name, value in net.state_dict().items() if name != "mixing"}
+    net.load_weights(weights)
+    assert torch.equal(net.mixing, torch.eye(3, dtype=torch.float64))
 
 
 # -- space and time

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from stnerp.time_basis import MAX_HARMONICS, MAX_KNOTS, TimeBasis
+from stnerp.time_basis import MAX_HARMONICS, MAX_KNOTS, Gaps, TimeBasis
 
 IRREGULAR = (0.0, 1.5, 2.0, 7.0, 7.5, 12.0)
 
@@ -112,3 +112,30 @@ def test_many_times_share_few_knots() -> None:
 
 def test_measured_range() -> None:
     assert TimeBasis(IRREGULAR, 2.0).measured_range == (0.0, 12.0)
+
+
+# -- recombined for a fit
+
+
+@pytest.mark.parametrize("period", [None, 13.0])
+def test_mixed_functions_are_orthogonal_at_the_measured_times(period: float | None) -> None:
+    basis = TimeBasis(tuple(float(t) for t in range(9)), 2.0, period=period and 9.0)
+    values = np.stack([basis(t) for t in basis.times if t != 2.0]) @ basis.mixing
+    size = np.ones(basis.size)
+    if period is not None:  # the k-th harmonics are 1/k as large
+        size = 1 / np.tile([1.0, 2.0, 3.0], 2)
+    products = values.T @ values / len(values)
+    # The smallest eigenvalues of nine even phases are above the floor of 5 %, so that nothing is cut.
+    assert np.abs(products - np.diag(size**2)).max() < 1e-9
+
+
+def test_what_the_times_do_not_determine_is_not_blown_up() -> None:
+    # One target and two functions: the second direction has no data at all.
+    basis = TimeBasis((0.0, 3.0), 0.0, period=10.0)
+    assert basis.size == 2
+    seen = float(np.linalg.norm(basis(3.0)))
+    assert np.linalg.norm(basis.mixing, 2) == pytest.approx(1 / (seen * np.sqrt(0.05)))
+
+
+def test_gaps_stay_apart() -> None:
+    assert np.array_equal(Gaps(IRREGULAR, 2.0).mixing, np.eye(5))

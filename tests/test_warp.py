@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from stnerp.geometry import Grid, cube_points
-from stnerp.warp import displaced_points, resize, sample, warp
+from stnerp.warp import displaced_points, resize, sample, smoothed, warp
 
 SHAPE = (5, 6, 9)
 # float64: rounding of a sum of eight weighted values near 1.
@@ -172,3 +172,23 @@ def test_a_slab_is_a_part_of_the_whole(order: int, shape: tuple[int, int, int]) 
     torch.testing.assert_close(resize(volume, shape, order, slab), resize(volume, shape, order)[:, :, slab])
     whole = resize(volume, shape)
     assert torch.equal(displaced_points(whole[:, :, slab], shape, slab), displaced_points(whole, shape)[:, slab])
+
+
+# -- smoothing
+
+
+def test_gaussian_keeps_constants_and_ramps_away_from_the_border() -> None:
+    ramp = torch.arange(30, dtype=torch.float64).expand(1, 1, 7, 8, 30).clone()
+    after = smoothed(ramp, 1.5)
+    assert (after - ramp)[..., 5:-5].abs().max() < EXACT * 30
+    assert (smoothed(torch.ones(1, 1, 3, 1, 5), 2.0) - 1).abs().max() < 1e-6
+
+
+def test_gaussian_has_its_variance() -> None:
+    impulse = torch.zeros(1, 1, 1, 1, 41, dtype=torch.float64)
+    impulse[..., 20] = 1
+    after = smoothed(impulse, 2.0).flatten()
+    offset = torch.arange(41) - 20.0
+    # Cut at three standard deviations, a Gaussian has lost 2.7 % of its variance.
+    assert (after * offset**2).sum().item() == pytest.approx(4.0, rel=0.03)
+    assert after.sum().item() == pytest.approx(1.0)
