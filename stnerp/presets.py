@@ -126,7 +126,7 @@ class DefNetSettings:
     volume: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 60), Level(2, 4, 20))
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 50), Level(2, 4, 30))
     voxels_per_step: int | None = 2**20
 
 
