@@ -29,7 +29,7 @@ from stnerp.device import device_of
 from stnerp.errors import FitError
 from stnerp.geometry import Grid, apply_affine, random_slab
 from stnerp.preprocess import normalised, on_grid
-from stnerp.presets import FLOW, DefNetSettings, Level, with_changes
+from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
@@ -102,7 +102,7 @@ class NeighbourFlow:
     @staticmethod
     def from_dict(saved: dict[str, Any], grid: Grid, basis: Gaps) -> NeighbourFlow:
         """The flow that `to_dict` described, over a reference grid; on the CPU."""
-        settings = with_changes(DefNetSettings(), {"detail_mm": None, **saved["settings"]})
+        settings = def_net_settings_of(saved["settings"])
         net = def_net_of(grid, basis, settings)
         net.load_weights(saved["weights"])
         images = [_from_int16(image.numpy()) for image in saved["images"]]

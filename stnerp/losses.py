@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 Spacing = tuple[float, float, float]
+JACOBIAN_LIMITS = (0.1, 10.0)
 
 
 # -- similarity
@@ -160,9 +161,14 @@ def folding_penalty(displacement_mm: torch.Tensor, spacing_mm: Spacing, margin: 
 
 
 def volume_penalty(displacement_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
-    """Mean of J + 1/J − 2, the same for expansion and contraction; J is limited to [0.1, 10] here
-    (van Harten et al. 2023), which bounds the penalty, not any count of folded voxels."""
-    jacobian = jacobian_determinant(displacement_mm, spacing_mm).clamp(0.1, 10)
+    """`volume_change` of the Jacobian determinant of φ = id + u."""
+    return volume_change(jacobian_determinant(displacement_mm, spacing_mm))
+
+
+def volume_change(jacobian: torch.Tensor) -> torch.Tensor:
+    """Mean of J + 1/J − 2, the same for twice and half the volume; J is limited to [0.1, 10] here
+    (van Harten et al. 2023), which bounds the penalty, not any count of folded voxels. Any shape."""
+    jacobian = jacobian.clamp(*JACOBIAN_LIMITS)
     return (jacobian + 1 / jacobian - 2).mean()
 
 

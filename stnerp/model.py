@@ -22,7 +22,7 @@ from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.labels import Interpolation, carried_labels
-from stnerp.presets import DefNetSettings, with_changes
+from stnerp.presets import DefNetSettings, def_net_settings_of
 from stnerp.ref_net import RefNet
 from stnerp.time_basis import Gaps, TimeBasis
 from stnerp.velocity import exponential
@@ -226,9 +226,7 @@ class STNeRP:
         saved = read_checkpoint(Path(path), KIND)
         grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
         basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
-        # Models of 0.1.0 knew no network_mm and no detail_mm: their network was evaluated everywhere, and alone.
-        before = {"network_mm": None, "detail_mm": None}
-        settings = with_changes(DefNetSettings(), {**before, **saved["def_net"]["settings"]})
+        settings = def_net_settings_of(saved["def_net"]["settings"])
         def_net = def_net_of(grid, basis, settings)
         def_net.load_weights(saved["def_net"]["weights"])
         voxels, flow = saved["reference_voxels"], saved.get("flow")

@@ -217,6 +217,11 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     return changed
 
 
+def def_net_settings_of(saved: dict[str, Any]) -> DefNetSettings:
+    """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone."""
+    return with_changes(DefNetSettings(), {"network_mm": None, "detail_mm": None, **saved})
+
+
 AT_LEAST_ONE = (
     "width", "fourier_width", "grid_levels", "grid_features", "decoder_width", "iterations",
     "times_per_step", "voxels_per_step",

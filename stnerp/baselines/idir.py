@@ -186,6 +186,12 @@ def determinant(du: torch.Tensor) -> torch.Tensor:
     return (a * torch.linalg.cross(b, c)).sum(-1)
 
 
+def cofactors(du: torch.Tensor) -> torch.Tensor:
+    """Cofactors of ∂φ/∂x of φ = id + u, in the places of its entries, from ∂u/∂x, both (3, N, 3)."""
+    a, b, c = jacobian_of(du)
+    return torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)])
+
+
 def jacobian_penalty(du: torch.Tensor) -> torch.Tensor:
     """Mean of ||J| − 1|."""
     return (determinant(du) - 1).abs().mean()
@@ -193,9 +199,7 @@ def jacobian_penalty(du: torch.Tensor) -> torch.Tensor:
 
 def hyperelastic_penalty(du: torch.Tensor) -> torch.Tensor:
     """Mean of ½ |∇u|² + Σᵢ max(0, Σⱼ cof(∇φ)ⱼᵢ² − 1)² + (|J| − 1)⁴ / |J|²: length, area, volume."""
-    a, b, c = jacobian_of(du)
-    cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)])
-    area = (cofactors.square().sum(-1) - 1).clamp(min=0).square()
+    area = (cofactors(du).square().sum(-1) - 1).clamp(min=0).square()
     volume = determinant(du)
     length = 0.5 * du.square().sum((0, 2))
     return (length + area.sum(0) + (volume - 1) ** 4 / volume**2).mean()
