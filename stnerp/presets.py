@@ -22,7 +22,10 @@ class RefNetSettings:
         backbone: "siren" (Fourier features and a SIREN: the paper's) or "grid" (multi-resolution features).
         layers, width, omega, fourier_width, fourier_sigma: of the SIREN.
         grid_levels, grid_features, decoder_width: of the feature grid: resolutions, each half the one
-            before, starting at the image's own; channels of each; hidden units of the decoder.
+            before; channels of each; hidden units of the decoder.
+        grid_finest_voxels: spacing of the finest resolution, in voxels of the image.
+        remainder: part of what the network has not learnt, noise most of it, that is kept as voxels and added
+            to the network, read linearly; 1: the image comes back exactly at its voxels; 0: the network alone.
         iterations: steps of Adam.
         learning_rate, decay: constant, or falling to zero along a cosine.
         fraction_per_step: part of the voxels drawn for each step; 1: all of them, as Eq. 3 reads.
@@ -34,10 +37,12 @@ class RefNetSettings:
     omega: float = 30.0
     fourier_width: int = 256
     fourier_sigma: float = 3.0
-    grid_levels: int = 5
+    grid_levels: int = 4
     grid_features: int = 2
     decoder_width: int = 32
-    iterations: int = 500
+    grid_finest_voxels: float = 2.0
+    remainder: float = 1.0
+    iterations: int = 200
     learning_rate: float = 2e-2
     decay: Literal["constant", "cosine"] = "cosine"
     fraction_per_step: float = 1 / 64
@@ -142,7 +147,12 @@ FAST = Preset()
 
 PAPER = Preset(
     ref_net=RefNetSettings(
-        backbone="siren", iterations=2000, learning_rate=1e-4, decay="constant", fraction_per_step=1.0
+        backbone="siren",
+        remainder=0.0,
+        iterations=2000,
+        learning_rate=1e-4,
+        decay="constant",
+        fraction_per_step=1.0,
     ),
     def_net=DefNetSettings(
         form="space_time",
@@ -217,6 +227,11 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     return changed
 
 
+def ref_net_settings_of(saved: dict[str, Any]) -> RefNetSettings:
+    """The settings in a file; those that 0.1.0 didn't know are as it was: grids to the voxels, nothing added."""
+    return with_changes(RefNetSettings(), {"grid_finest_voxels": 1.0, "remainder": 0.0, **saved})
+
+
 def def_net_settings_of(saved: dict[str, Any]) -> DefNetSettings:
     """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone."""
     return with_changes(DefNetSettings(), {"network_mm": None, "detail_mm": None, **saved})
@@ -230,6 +245,7 @@ POSITIVE = (
     "learning_rate",
     "fraction_per_step",
     "omega",
+    "grid_finest_voxels",
     "length_mm",
     "velocity_mm",
     "window_mm",
@@ -261,7 +277,7 @@ def _check(settings: RefNetSettings | DefNetSettings | Level, within: str = "") 
             raise InputError(f"{within}{name}: {value} must be a finite number, not negative")
         elif (name in AT_LEAST_ONE and value < 1) or (name == "layers" and value < 2):
             raise InputError(f"{within}{name}: {value} must be at least {2 if name == 'layers' else 1}")
-        elif name.startswith("fraction") and value > 1:
+        elif (name.startswith("fraction") or name == "remainder") and value > 1:
             raise InputError(f"{within}{name}: {value} must be at most 1")
         elif name in POSITIVE and value == 0:
             raise InputError(f"{within}{name}: must be above 0")

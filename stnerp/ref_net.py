@@ -21,8 +21,9 @@ from stnerp.geometry import Grid, cube_points, slabs
 from stnerp.losses import mse
 from stnerp.networks import FeatureGrid, in_chunks, siren
 from stnerp.preprocess import normalised
-from stnerp.presets import RefNetSettings, preset_of, with_changes
+from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
 from stnerp.series import Series
+from stnerp.warp import sample
 from stnerp.window import Window
 
 CHUNK = 2**16
@@ -31,13 +32,17 @@ KIND = "stnerp Ref-Net"
 
 
 class RefNet(nn.Module):
-    """Intensity at any point of the reference image.
+    """Intensity at any point of the reference image: network(p) + remainder(p).
+
+    The network learns what has structure, and so also what lies between the voxels. Noise has none: no network
+    learns it in less room than the voxels take. That remainder may be kept as voxels, read linearly.
 
     Attributes:
         grid: the reference image's grid; the network lives on its cube.
         window: intensities in [0, 1] are those of this window.
         settings: how the network is built.
-        history: one dict per recorded step of the fit: step, loss, psnr_db.
+        remainder: (1, 1, z, y, x), what is added to the network; None: nothing.
+        history: one dict per recorded step of the fit: step, loss, psnr_db; the network's alone.
         fingerprint: of the voxels that it was fitted to (`fingerprint_of`).
     """
 
@@ -57,16 +62,19 @@ class RefNet(nn.Module):
                 fourier_sigma=settings.fourier_sigma,
             )
         else:
-            spacings = [2.0**k for k in range(settings.grid_levels)][::-1]
+            spacings = [settings.grid_finest_voxels * 2**k for k in range(settings.grid_levels)][::-1]
             shapes = [grid.with_spacing(_times(grid, s)).shape for s in spacings]
             self.network = FeatureGrid(shapes, settings.grid_features, settings.decoder_width)
+        self.register_buffer("remainder", torch.zeros(1, 1, *grid.shape) if settings.remainder else None)
+        self.remainder: torch.Tensor | None
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """Intensities (N,), about [0, 1], at cube points (N, 3); differentiable in both."""
         points = points.to(next(self.parameters()).dtype)
         # The paper's coordinates are p ∈ [0, 1]³; the feature grid reads the cube itself.
         inputs = (points + 1) / 2 if self.settings.backbone == "siren" else points
-        return in_chunks(self.network, inputs, CHUNK)[:, 0]
+        values = in_chunks(self.network, inputs, CHUNK)[:, 0]
+        return values if self.remainder is None else values + sample(self.remainder, points[None])[0, 0]
 
     def render(self, grid: Grid | None = None) -> np.ndarray:
         """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slab by slab, so any size fits."""
@@ -99,7 +107,7 @@ class RefNet(nn.Module):
     @staticmethod
     def from_dict(saved: dict[str, Any]) -> RefNet:
         """The network that `to_dict` described, on the CPU, frozen."""
-        settings = with_changes(RefNetSettings(), saved["settings"])
+        settings = ref_net_settings_of(saved["settings"])
         net = RefNet(Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"]), settings)
         net.load_state_dict(saved["weights"])
         net.history, net.fingerprint = saved["history"], saved["fingerprint"]
@@ -180,6 +188,8 @@ def fit_reference(
             net.history.append({"step": step, "loss": value, "psnr_db": psnr_db})
             bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
     require_finite(net, "Ref-Net")
+    if net.remainder is not None:
+        net.remainder += chosen.remainder * (image - torch.from_numpy(net.render()).to(where))
     return net.eval()
 
 

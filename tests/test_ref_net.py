@@ -16,9 +16,17 @@ from stnerp.ref_net import voxel_points
 from stnerp.window import Window
 
 QUICK = {
-    "grid": {"backbone": "grid", "iterations": 150, "fraction_per_step": 0.2, "grid_levels": 3},
+    "grid": {
+        "backbone": "grid",
+        "remainder": 0.0,
+        "iterations": 150,
+        "fraction_per_step": 0.2,
+        "grid_levels": 3,
+        "grid_finest_voxels": 1.0,
+    },
     "siren": {
         "backbone": "siren",
+        "remainder": 0.0,
         "iterations": 200,
         "fraction_per_step": 0.2,
         "layers": 3,
@@ -73,6 +81,28 @@ def test_fits_a_smooth_image(series: Series, backbone: str, tmp_path: Path) -> N
 def test_all_voxels_at_once_is_equation_3(series: Series) -> None:
     net = fit_reference(series, progress=False, device="cpu", **{**QUICK["grid"], "fraction_per_step": 1.0})
     assert psnr_db(net.image(), smooth(series.grid.points_world())) > 33
+
+
+@pytest.mark.parametrize("backbone", QUICK)
+def test_remainder_is_what_the_network_has_not_learnt(series: Series, backbone: str, tmp_path: Path) -> None:
+    image = sitk.GetArrayFromImage(series.reference_image) / 1000
+    few = {**QUICK[backbone], "iterations": 5}
+    alone = fit_reference(series, progress=False, device="cpu", **few)
+    error = np.abs(alone.render() - image).max()
+    assert error > 0.05
+    for part in (0.5, 1.0):
+        net = fit_reference(series, progress=False, device="cpu", **{**few, "remainder": part})
+        # The same network, so what is left is (1 − part) of its error; float32 rounds to 1e-7.
+        assert np.abs(net.render() - image - (1 - part) * (alone.render() - image)).max() < 1e-5
+        assert np.array_equal(RefNet.load(net.save(tmp_path / f"{part}.pt")).render(), net.render())
+
+
+def test_models_of_0_1_0_are_read_as_they_were(series: Series) -> None:
+    settings = {"grid_levels": 2, "grid_finest_voxels": 1.0, "remainder": 0.0}
+    net = fit_reference(series, iterations=2, progress=False, device="cpu", **settings)
+    saved = net.to_dict()
+    del saved["settings"]["grid_finest_voxels"], saved["settings"]["remainder"]
+    assert np.array_equal(RefNet.from_dict(saved).render(), net.render())
 
 
 def test_same_seed_same_network(series: Series) -> None:
