@@ -15,6 +15,8 @@ from stnerp.geometry import cube_points
 
 Shape = tuple[int, int, int]
 WHOLE = slice(None)
+FEWEST_POINTS = 4096  # a piece of fewer is hardly worth a thread
+MOST_PIECES = 8
 
 
 def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
@@ -29,10 +31,24 @@ def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -
         (B, C, ...).
     """
     batch, channels = volume.shape[:2]
-    inner = points.shape[1:-1]
-    grid = points.reshape(batch, -1, 1, 1, 3) if len(inner) != 3 else points
-    values = F.grid_sample(volume, grid.to(volume.dtype), mode=mode, padding_mode="border", align_corners=True)
+    inner, points = points.shape[1:-1], points.reshape(batch, -1, 3).to(volume.dtype)
+    count, pieces = points.shape[1], _pieces(volume, points)
+    if pieces > 1:
+        points = F.pad(points, (0, 0, 0, -count % pieces)).reshape(pieces, -1, 3)
+        volume = volume.expand(pieces, -1, -1, -1, -1)
+    values = F.grid_sample(volume, points[:, :, None, None], mode=mode, padding_mode="border", align_corners=True)
+    if pieces > 1:
+        values = values.movedim(0, 1).reshape(1, channels, -1)[..., :count]
     return values.reshape(batch, channels, *inner)
+
+
+def _pieces(volume: torch.Tensor, points: torch.Tensor) -> int:
+    """Into how many pieces points are cut: on a CPU, torch reads the volumes of a batch in parallel, and one
+    volume in one thread. In the backward pass each piece has its own gradient of the volume, so they are few."""
+    if volume.device.type != "cpu" or len(volume) > 1:
+        return 1
+    most = MOST_PIECES if volume.requires_grad else torch.get_num_threads()
+    return max(1, min(torch.get_num_threads(), most, points.shape[1] // FEWEST_POINTS))
 
 
 def warp(volume: torch.Tensor, displacement: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
