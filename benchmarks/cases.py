@@ -27,6 +27,7 @@ from stnerp import Grid, InputError, Series, load_series
 from stnerp.baselines.interpolation import linear_blend
 from stnerp.io.image import write_image
 from stnerp.io.landmarks import write_landmarks
+from stnerp.lungs import body_of, lungs_of
 from stnerp.motion import Sliding
 
 logger = logging.getLogger("stnerp.benchmarks")
@@ -292,32 +293,6 @@ def _regions(image: sitk.Image, motion: object) -> dict[str, sitk.Image]:
     grid = Grid.of(image)
     still = grid.image((~motion.slides(grid.points_world())).astype(np.uint8))
     return {"lungs": lungs, "chest wall": body & near & still, "body": body}
-
-
-def body_of(image: sitk.Image) -> sitk.Image:
-    """The patient in a CT: the largest part above -500 HU, with what it encloses slice by slice."""
-    body = _largest_parts(image > -500, at_least=1.0)
-    slices = [sitk.BinaryFillhole(body[:, :, z]) for z in range(body.GetSize()[2])]
-    filled = sitk.JoinSeries(slices)
-    filled.CopyInformation(body)
-    return filled
-
-
-def lungs_of(image: sitk.Image, body: sitk.Image) -> sitk.Image:
-    """Both lungs in a CT, their vessels included: large parts of the body below -500 HU."""
-    air = sitk.BinaryMorphologicalOpening((image < -500) & body, [1, 1, 1])
-    lungs = _largest_parts(air, at_least=0.1)
-    return sitk.BinaryMorphologicalClosing(lungs, [2, 2, 2]) & body
-
-
-def _largest_parts(mask: sitk.Image, at_least: float) -> sitk.Image:
-    """Connected parts of at least this share of the largest one."""
-    parts = sitk.RelabelComponent(sitk.ConnectedComponent(mask), sortByObjectSize=True)
-    sizes = np.bincount(sitk.GetArrayViewFromImage(parts).ravel())[1:]
-    if len(sizes) == 0:
-        raise InputError("benchmark: the reference shows no body or no lungs; is it a CT of a chest?")
-    kept = int(np.count_nonzero(sizes >= at_least * sizes[0]))
-    return sitk.Cast((parts >= 1) & (parts <= kept), sitk.sitkUInt8)
 
 
 def _drawn(name: str, region: sitk.Image, motion: object, rng: np.random.Generator) -> np.ndarray:

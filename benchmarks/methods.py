@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
-from cases import Case, body_of, lungs_of
+from cases import Case
 
 from stnerp import Grid, STNeRP, fit_deformation, fit_reference
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.device import device_of
 from stnerp.io.image import read_image, read_labels
+from stnerp.lungs import body_of, lungs_of
 from stnerp.preprocess import normalised
 from stnerp.window import Window
 

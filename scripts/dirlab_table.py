@@ -1,0 +1,182 @@
+"""What scripts/eval_dirlab.py measured: metrics.csv, landmarks.csv, and table_4.md beside the paper's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dirlab_data import known_motion_errors_mm
+from pair_methods import LABELS, METHODS
+from published import DIRLAB, TABLE_4
+from results import Record
+from run_directory import logger, wrote
+
+from stnerp.report import markdown_table, text_table, write_csv
+
+# Rows of the paper's table, and the methods that stand for them here.
+STAND_FOR = {
+    "ANTs": ("ants_syn",),
+    "Uniform B-Splines": ("elastix_bspline",),
+    "DLIR": ("dlir",),
+    "CNN with anatomical constraints": ("anatomy_cnn",),
+    "IDIR": ("idir",),
+    "Cycle-consistent INR": ("cycle_idir",),
+    "ST-NeRP": ("stnerp_fast", "stnerp_fast_prior", "stnerp_paper"),
+}
+
+EXPLAINED = """\
+TRE: distance in mm between T50's landmarks, mapped to T00, and T00's; *snapped*: mapped points rounded to the
+nearest voxel of T00 first, as the set's owners do it. "a ± b; c": mean, standard deviation over all landmarks of
+these cases together, and standard deviation of the cases' means. Landmarks are whole voxels: even a perfect
+displacement has a TRE of about 0.8 mm when not snapped. Folded: voxels with |J| ≤ 0, of the whole images, all
+these cases added. SD log J: mean over cases, likewise of the whole images. (IDIR draws its points in the lungs,
+elsewhere its answers mean little.) Time: mean over cases, from files to the displacement at every voxel. Paper:
+its Table IV, mean ± standard deviation; it doesn't say over what, nor whether points were snapped."""
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a folder, in the order of methods and cases."""
+    order = {name: i for i, name in enumerate(METHODS)}
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[!.]*.json")]
+    return sorted(records, key=lambda r: (order[r["arguments"]["method"]], r["arguments"]["case"]))
+
+
+def write_tables(out: Path, records: Sequence[Record], missing: Mapping[int, str]) -> None:
+    """Write the three tables and log the main one.
+
+    Args:
+        records: at least one.
+        missing: cases that were asked for and have no data, and why.
+    """
+    metrics, landmarks = [], []
+    for record in records:
+        asked, result = record["arguments"], record["result"]
+        about = {"case": asked["case"], "method": asked["method"]}
+        numbers = {name: value for name, value in result.items() if not name.startswith("errors")}
+        more = {
+            "failure": record["failure"],
+            "seed": asked["common"]["seed"],
+            "options": json.dumps(asked["options"]),
+        }
+        metrics.append({**about, **numbers, **more, "hardware": record["hardware"]})
+        errors = zip(result.get("errors_mm", []), result.get("errors_snapped_mm", []), strict=True)
+        for i, (error, snapped) in enumerate(errors, 1):
+            landmarks.append({**about, "landmark": i, "error_mm": error, "error_snapped_mm": snapped})
+    wrote(write_csv(out / "metrics.csv", metrics), write_csv(out / "landmarks.csv", landmarks))
+    path = out / "table_4.md"
+    path.write_text(markdown(records, missing), encoding="utf-8")
+    wrote(path)
+    logger.info("\n%s\n", text_table(rows_of_methods(records)))
+
+
+def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
+    """The whole report."""
+    common = records[0]["arguments"]["common"]
+    about = [
+        f"- cases: {', '.join(map(str, _cases(records)))}",
+        f"- pre-alignment: {common['align']}; window: {common['window']}; seed: {common['seed']}",
+        f"- times: on {' | '.join(sorted({record['hardware'] for record in records}))}",
+    ]
+    if common["data"]["kind"] == "dirlab_phantom":
+        about.insert(0, _about_stand_ins(records))
+    parts = [
+        "# Table IV: DIR-Lab 4D CT, T00 to T50",
+        "\n".join(about),
+        markdown_table(rows_of_methods(records)),
+        EXPLAINED,
+        "## Mean TRE of each case, mm, snapped",
+        markdown_table(rows_of_cases(records)),
+        "## Published by others: mean TRE over the ten cases, mm",
+        markdown_table(DIRLAB),
+    ]
+    if notes := [*_changes(records), *_missing(records, missing)]:
+        parts += ["## What is changed or missing", "\n".join(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def rows_of_methods(records: Sequence[Record]) -> list[dict[str, str]]:
+    """A row per method, over all cases that it registered, beside the paper's figure; then the paper's others."""
+    paper = {row["method"]: f"{row['tre_mean_mm']:.2f} ± {row['tre_std_mm']:.2f}" for row in TABLE_4}
+    beside = {method: paper[name] for name, methods in STAND_FOR.items() for method in methods}
+    rows = []
+    for method, results in _results(records).items():
+        row = {"method": LABELS[method], "cases": f"{len(results)} of {len(_cases(records))}"}
+        if results:
+            row |= {
+                "TRE snapped": _with_spreads(results, "errors_snapped_mm"),
+                "TRE": _with_spreads(results, "errors_mm"),
+                "folded": f"{sum(result['folded_voxels'] for result in results)}",
+                "SD log J": f"{np.mean([result['sd_log_jacobian'] for result in results]):.3f}",
+                "time s": f"{np.mean([result['seconds'] for result in results]):.1f}",
+            }
+        rows.append({**row, "paper": beside.get(method, "")})
+    run = {method for method, results in _results(records).items() if results}
+    rest = [name for name, methods in STAND_FOR.items() if not run & set(methods)]
+    return [*rows, *({"method": f"{name}, published only", "paper": paper[name]} for name in rest)]
+
+
+def rows_of_cases(records: Sequence[Record]) -> list[dict[str, str]]:
+    """A row per case, with each method's mean TRE."""
+    rows = []
+    for case in _cases(records):
+        row = {"case": str(case)}
+        for method in _results(records):
+            own = [
+                r["result"]
+                for r in records
+                if (r["arguments"]["case"], r["arguments"]["method"]) == (case, method)
+            ]
+            row[LABELS[method]] = f"{own[0]['tre_snapped_mean_mm']:.2f}" if own and own[0] else ""
+        rows.append(row)
+    return rows
+
+
+# -- parts of the above
+
+
+def _cases(records: Sequence[Record]) -> list[int]:
+    return sorted({record["arguments"]["case"] for record in records})
+
+
+def _results(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """What each method measured, one per case, without its failures."""
+    methods = dict.fromkeys(record["arguments"]["method"] for record in records)
+    return {m: [r["result"] for r in records if r["arguments"]["method"] == m and r["result"]] for m in methods}
+
+
+def _with_spreads(results: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Mean ± standard deviation over landmarks; standard deviation over cases, where there are several."""
+    pooled, means = np.concatenate([result[name] for result in results]), [np.mean(r[name]) for r in results]
+    over_cases = f"; {np.std(means):.2f}" if len(means) > 1 else ""
+    return f"{pooled.mean():.2f} ± {pooled.std():.2f}{over_cases}"
+
+
+def _about_stand_ins(records: Sequence[Record]) -> str:
+    section = records[0]["arguments"]["common"]["data"]
+    errors = [known_motion_errors_mm(section, case) for case in _cases(records)]
+    free, snapped = (np.concatenate([pair[k] for pair in errors]).mean() for k in (0, 1))
+    return (
+        f"- **Stand-ins**: a breathing phantom in DIR-Lab's layout, scale {section['scale']:g}. "
+        "Don't compare these figures with the published ones. "
+        f"The known motion itself has a TRE of {free:.2f} mm, snapped {snapped:.2f} mm"
+    )
+
+
+def _changes(records: Sequence[Record]) -> list[str]:
+    changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
+    return [f"- {LABELS[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
+
+
+def _missing(records: Sequence[Record], missing: Mapping[int, str]) -> list[str]:
+    notes = [f"- case {case}: {reason}" for case, reason in missing.items()]
+    failures: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record["failure"]:
+            key = record["arguments"]["method"], record["failure"]
+            failures.setdefault(key, []).append(str(record["arguments"]["case"]))
+    return notes + [
+        f"- {LABELS[method]}, case {', '.join(cases)}: {failure}" for (method, failure), cases in failures.items()
+    ]

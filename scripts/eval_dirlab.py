@@ -1,0 +1,195 @@
+"""python scripts/eval_dirlab.py data=dirlab out=runs/table4 methods='[stnerp_fast,elastix_bspline]' cases='[1,2]'
+
+Table IV: register end of inhalation (T00, the reference) to end of exhalation (T50, the target) of DIR-Lab's 4D
+CTs, and measure how far T50's 300 landmarks, mapped to T00, are from where they are there. Without methods= and
+cases=: those of the config. data=dirlab_phantom writes stand-ins first and takes those.
+
+Writes into the run directory: config.yaml, results/ (a .json per case and method), and what they add up to:
+metrics.csv (a row each), landmarks.csv (the error of each landmark), table_4.md; eval_dirlab.log. The same command
+goes on where it was stopped, and tries again what failed; further cases and methods join the table.
+overwrite=true starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import SimpleITK as sitk
+from dirlab_data import case_of, section_of
+from dirlab_table import read_records, write_tables
+from omegaconf import DictConfig, OmegaConf
+from pair_methods import METHODS
+from published import DIRLAB_DISPLACEMENT_MM
+from results import Record, recorded
+from run_directory import CONFIGS, launch, logger, run_directory, write_config, wrote
+
+from stnerp import Grid, InputError, MissingFileError
+from stnerp.baselines.pair import check_align
+from stnerp.io.dirlab import DirLabCase
+from stnerp.metrics import folding, jacobian_determinant, tre_mm, tre_summary
+from stnerp.window import Window
+
+INHALED, EXHALED = 0, 50  # phases T00 and T50
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_dirlab")
+def main(config: DictConfig) -> None:
+    with run_directory(config, "eval_dirlab", ()) as out:
+        cases, methods, options = plain(config.cases), plain(config.methods), plain(config.options) or {}
+        methods = list(METHODS) if methods == "all" else methods
+        check_names(cases, methods, options)
+        common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
+        common["data"] = section_of(config.data)
+        check_align(common["align"])
+        if common["window"] not in ("auto", "percentile"):  # these need images
+            Window.of(common["window"])
+        results = out / "results"
+        if config.overwrite:
+            for old in results.glob("*.json"):
+                old.unlink()
+        check_common(results, common)
+        wrote(write_config(config, out / "config.yaml"))
+
+        missing: dict[int, str] = {}
+        for number in dict.fromkeys(cases):
+            try:
+                pair = Pair(case_of(common["data"], number))
+            except InputError as error:
+                missing[number] = str(error)
+                logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
+                continue
+            if common["data"]["kind"] == "dirlab":
+                pair.compare_with_published()
+            for method in dict.fromkeys(methods):
+                arguments = {
+                    "case": number,
+                    "method": method,
+                    "options": options.get(method, {}),
+                    "common": common,
+                }
+                path = results / f"case{number:02d}-{method}.json"
+                record, new = recorded(path, arguments, partial(measure, pair, arguments))
+                say(path.stem, record, new)
+        records = read_records(results)
+        if not records:
+            raise MissingFileError(next(iter(missing.values())))
+        write_tables(out, records, missing)
+        wrote(out / "eval_dirlab.log")
+
+
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def check_names(cases: object, methods: object, options: object) -> None:
+    """Raises InputError unless cases and methods are lists, and methods and those with options are known."""
+    for name, value in {"cases": cases, "methods": methods}.items():
+        if not (isinstance(value, list) and value):
+            raise InputError(f"{name}: {value!r} must be a list, '[...]'")
+    if not (isinstance(options, dict) and all(isinstance(value, dict) for value in options.values())):
+        raise InputError(f"options: {options!r} must be settings by method, '{{idir: {{iterations: 500}}}}'")
+    for name, given in {"methods": methods, "options": options}.items():
+        unknown = [str(method) for method in given if method not in METHODS]  # type: ignore[attr-defined]
+        if unknown:
+            raise InputError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
+
+
+def check_common(folder: Path, common: Mapping[str, Any]) -> None:
+    """One table, one set of data, one preparation: raises InputError for a result of another, forgets failures."""
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["arguments"]["common"] == common:
+            continue
+        if not record["failure"]:
+            raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
+        path.unlink()
+
+
+# -- one case, one method
+
+
+class Pair:
+    """The two phases of a case, read from their files when they are needed first.
+
+    Raises:
+        InputError: landmarks that aren't usable, or (MissingFileError) landmarks or images that aren't there.
+    """
+
+    def __init__(self, case: DirLabCase) -> None:
+        self.case = case
+        self.reference_mm, self.target_mm = case.landmarks(INHALED), case.landmarks(EXHALED)
+        for phase in (INHALED, EXHALED):
+            if phase not in case.phases:
+                case.image(phase)  # says what is missing
+        self._read: tuple[sitk.Image, sitk.Image, float] | None = None
+
+    def images(self) -> tuple[sitk.Image, sitk.Image, float]:
+        """Reference, target, and how many seconds it took to read them."""
+        if self._read is None:
+            start = time.perf_counter()
+            images = self.case.image(INHALED), self.case.image(EXHALED)
+            self._read = (*images, time.perf_counter() - start)
+        return self._read
+
+    def compare_with_published(self) -> None:
+        """Warn where the landmarks are not as far apart as the owners say: a sample of theirs is within 10 %."""
+        apart = float(tre_mm(self.target_mm, self.reference_mm).mean())
+        known = DIRLAB_DISPLACEMENT_MM[self.case.number]
+        if abs(apart - known) > 0.2 * known:
+            text = "case %d: landmarks are %.2f mm apart on average, by the owners %.2f; are they this case's?"
+            logger.warning(text, self.case.number, apart, known)
+
+
+def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of a method on a case, and the error of each landmark."""
+    reference, target, read_seconds = pair.images()
+    common = arguments["common"]
+    window = Window.of(common["window"], (reference, target))
+    settings = {name: common[name] for name in ("align", "seed", "device")} | arguments["options"]
+    start = time.perf_counter()
+    found = METHODS[arguments["method"]](reference, target, window=window, **settings)
+    seconds = read_seconds + time.perf_counter() - start
+    # φ takes the target's points, of T50, to the reference, T00.
+    predicted_mm, grid = found.map_points(pair.target_mm), Grid.of(reference)
+    snapped_mm = grid.index_to_world(np.rint(grid.world_to_index(predicted_mm)))
+    return {
+        "tre_before_mean_mm": float(tre_mm(pair.target_mm, pair.reference_mm).mean()),
+        **tre_summary(predicted_mm, pair.reference_mm, grid),
+        **folding(jacobian_by_slabs(found.displacement)),
+        "seconds": seconds,
+        "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
+        "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),
+    }
+
+
+def jacobian_by_slabs(displacement: sitk.Image, thickness: int = 16) -> np.ndarray:
+    """`jacobian_determinant` some slices at a time: at once it takes several times the memory of the field."""
+    field, grid = sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)
+    x, y, slices = grid.size
+    parts = []
+    for first in range(0, slices, thickness):
+        low, high = max(first - 1, 0), min(first + thickness + 1, slices)  # with a neighbour on each side
+        slab = Grid((x, y, high - low), grid.spacing_mm, grid.origin_mm, grid.direction)
+        parts.append(jacobian_determinant(field[low:high], slab)[first - low :][:thickness])
+    return np.concatenate(parts)
+
+
+def say(name: str, record: Record, new: bool) -> None:
+    """A line on a measurement."""
+    if record["failure"]:
+        logger.error("%s: failed: %s", name, record["failure"])
+    else:
+        text = "%s: TRE %.2f mm, snapped %.2f mm, %.1f s%s"
+        names = ("tre_mean_mm", "tre_snapped_mean_mm", "seconds")
+        logger.info(text, name, *(record["result"][key] for key in names), "" if new else " (before)")
+
+
+if __name__ == "__main__":
+    launch(main)

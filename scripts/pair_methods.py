@@ -1,0 +1,79 @@
+"""Methods that register a target to a reference, by name, all called in one way.
+
+`METHODS[name](reference, target, window=..., align=..., seed=..., device=..., **settings)` gives back a
+`PairRegistration`; settings are the method's own, see `stnerp.baselines`. A method whose package isn't
+installed raises `MissingDependencyError`, which says how to get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import SimpleITK as sitk
+
+from stnerp import Grid
+from stnerp.baselines.ants_syn import ants_syn
+from stnerp.baselines.convexadam import convexadam
+from stnerp.baselines.cycle_idir import cycle_idir
+from stnerp.baselines.elastix_bspline import elastix_bspline
+from stnerp.baselines.greedy import greedy
+from stnerp.baselines.idir import idir
+from stnerp.baselines.pair import PairRegistration, registration_of
+from stnerp.baselines.st_nerp import st_nerp
+from stnerp.lungs import body_of, lungs_of
+
+PairMethod = Callable[..., PairRegistration]
+
+
+def no_motion(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+    """The reference where its header places it: where every method starts."""
+    return registration_of(Grid.of(target), lambda points_mm: points_mm)
+
+
+def on_cpu(method: PairMethod) -> PairMethod:
+    """A method that has no choice of a device."""
+
+    def register(reference: sitk.Image, target: sitk.Image, *, device: str, **settings: Any) -> PairRegistration:
+        return method(reference, target, **settings)
+
+    return register
+
+
+def in_lungs(method: PairMethod) -> PairMethod:
+    """A method that draws its points from the target's lungs, found by thresholds: CT in HU alone."""
+
+    def register(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+        return method(reference, target, mask=lungs_of(target, body_of(target)), **settings)
+
+    return register
+
+
+METHODS: dict[str, PairMethod] = {
+    "no_motion": no_motion,
+    "stnerp_fast": partial(st_nerp, preset="fast", prior=False),
+    "stnerp_fast_prior": partial(st_nerp, preset="fast", prior=True),
+    "stnerp_paper": partial(st_nerp, preset="paper", prior=True),
+    "stnerp_paper_without_prior": partial(st_nerp, preset="paper", prior=False),
+    "ants_syn": on_cpu(ants_syn),
+    "elastix_bspline": on_cpu(elastix_bspline),
+    "greedy": on_cpu(greedy),
+    "convexadam": on_cpu(convexadam),
+    "idir": in_lungs(idir),
+    "cycle_idir": in_lungs(cycle_idir),
+}
+
+LABELS = {
+    "no_motion": "no motion",
+    "stnerp_fast": "stnerp fast, w/o prior",
+    "stnerp_fast_prior": "stnerp fast",
+    "stnerp_paper": "stnerp paper",
+    "stnerp_paper_without_prior": "stnerp paper, w/o prior",
+    "ants_syn": "ANTs SyN",
+    "elastix_bspline": "elastix B-spline",
+    "greedy": "greedy",
+    "convexadam": "ConvexAdam",
+    "idir": "IDIR",
+    "cycle_idir": "cycle-consistent IDIR",
+}

@@ -1,0 +1,79 @@
+"""Results that are kept in files, one each, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stnerp import InputError, StnerpError
+
+logger = logging.getLogger("stnerp.scripts")
+
+Record = dict[str, Any]
+
+
+def recorded(
+    path: Path, arguments: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+) -> tuple[Record, bool]:
+    """The record of a measurement: read where there is one that succeeded, else made now.
+
+    Whatever goes wrong is recorded in place of a result, so that other measurements go on.
+
+    Args:
+        path: of the record, a .json; its folder is made.
+        arguments: everything that the result depends on, of types that JSON has.
+        measure: gives the result, of such types too.
+
+    Returns:
+        `arguments`, `result` (empty where it failed), `failure` (one line, empty where it didn't), `hardware`;
+        and whether it was made now.
+
+    Raises:
+        InputError: the result there is of other arguments.
+    """
+    asked = json.loads(json.dumps(dict(arguments)))  # as they will be read again: no tuples
+    if path.is_file():
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        if not record["failure"]:
+            if record["arguments"] != asked:
+                raise InputError(
+                    f"{path}: was measured with other settings; choose another out= or overwrite=true"
+                )
+            return record, False
+    result: Mapping[str, Any] = {}
+    failure = ""
+    try:
+        result = measure()
+    except Exception as error:
+        text = " ".join(str(error).split()) or "no reason given"
+        known = isinstance(error, StnerpError)
+        failure = text if known else f"{type(error).__name__}: {text}"
+        logger.debug("%s failed", path.stem, exc_info=not known)  # to the file only
+    record = {"arguments": asked, "result": dict(result), "failure": failure, "hardware": hardware()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return record, True
+
+
+def hardware() -> str:
+    """What a time was taken on: the processor, how many threads, and the GPU if there is one."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}, threads: {torch.get_num_threads()}{gpu}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,36 @@
+"""Body and lungs by thresholds, against a thorax whose labels are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stnerp.errors import InputError
+from stnerp.geometry import Grid
+from stnerp.lungs import body_of, lungs_of
+from stnerp.phantom import LABELS, Phantom
+
+
+def test_lungs_and_body_of_the_phantom() -> None:
+    phantom = Phantom((72, 56, 36), 5.0)
+    image, labels = phantom.image(0.0), sitk.GetArrayFromImage(phantom.labels(0.0))
+    body = body_of(image)
+    lungs = sitk.GetArrayFromImage(lungs_of(image, body)) != 0
+    assert Grid.of(body).is_close(phantom.grid)
+    inside = sitk.GetArrayFromImage(body) != 0
+    assert inside[labels != 0].all()
+    true = np.isin(labels, [LABELS["lung"], LABELS["tumour"]])
+    # Hardly anything else is found. Missed are the tumour, thick vessels, and half a voxel along the border.
+    assert (lungs & true).sum() > 0.99 * lungs.sum()
+    assert (lungs & true).sum() > 0.8 * true.sum()
+    assert not lungs[~inside].any()
+
+
+def test_what_shows_no_chest() -> None:
+    grid = Grid((8, 8, 8), (1.0, 1.0, 1.0))
+    air, water = (grid.image(np.full(grid.shape, hu, np.int16)) for hu in (-1000, 0))
+    with pytest.raises(InputError, match="CT of a chest"):
+        body_of(air)
+    with pytest.raises(InputError, match="CT of a chest"):
+        lungs_of(water, body_of(water))
