@@ -1,4 +1,4 @@
-"""The series that a config names: a patient's files, the phantom, or a real CT under a known motion.
+"""The series that a config names: a patient's files, a manifest's, one of 4D-Lung, a phantom or a CT that moves.
 
 Where the truth is known, it is in the series itself: landmarks and masks of every image.
 """
@@ -6,20 +6,25 @@ Where the truth is known, it is in the series itself: landmarks and masks of eve
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from four_d_lung_data import PATIENT, write_stand_in
 from omegaconf import DictConfig, OmegaConf
 
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple
+from stnerp.io.four_d_lung import breathing_series, index_4d_lung, longitudinal_series
 from stnerp.io.image import read_image, read_labels
+from stnerp.io.manifest import read_manifest
 from stnerp.motion import Breathing, Longitudinal, Sliding, world_box
 from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, Phantom
 
 Motion = Breathing | Sliding | Longitudinal
+Loaded = tuple[dict[str, Any], dict[int, str]]  # arguments of load_series, and names of the masks' labels
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,61 @@ def load_data(config: DictConfig) -> PatientData:
     """The series of a config's `data` section.
 
     Raises:
-        InputError: as `load_series`, or an unknown kind, motion or setting of a motion.
+        InputError: as `load_series` and the readers, or an unknown kind, motion or setting of a motion.
     """
-    makers = {"files": _from_files, "phantom": _from_scene, "simulated": _from_scene}
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    if values.get("kind") not in makers:
-        raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(makers)}")
-    arguments = makers[values["kind"]](values)
+    if values.get("kind") not in _MAKERS:
+        raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(_MAKERS)}")
+    if values["kind"] == "tcia_4d_lung_phantom":
+        write_stand_in(values)
+        values["patient"] = PATIENT
     start = time.perf_counter()
+    arguments, label_names = _MAKERS[values["kind"]](values)
+    if values["kind"] in ("phantom", "simulated"):
+        start = time.perf_counter()
     series = load_series(**arguments)
     seconds = time.perf_counter() - start
-    names = _label_names(values, series)
+    names = _label_names(label_names, series)
     return PatientData(series, names, _contours(values, names), seconds)
 
 
-def _from_files(values: dict[str, Any]) -> dict[str, Any]:
+def _from_files(values: dict[str, Any]) -> Loaded:
     keys = ("images", "times", "reference", "period", "masks", "landmarks", "window")
-    return {key: values[key] for key in keys}
+    names = {int(label): str(name) for label, name in (values["label_names"] or {}).items()}
+    return {key: values[key] for key in keys}, names
+
+
+def _from_manifest(values: dict[str, Any]) -> Loaded:
+    """The patient of a manifest, or the one of its patients that is asked for."""
+    patients = {patient.patient: patient for patient in read_manifest(values["manifest"])}
+    wanted = values["patient"]
+    if wanted is None and len(patients) > 1:
+        raise InputError(f"data.patient: choose one of {values['manifest']}: {', '.join(patients)}")
+    chosen = next(iter(patients.values())) if wanted is None else patients.get(str(wanted))
+    if chosen is None:
+        raise InputError(f"data.patient: no {wanted!r} in {values['manifest']}; there are: {', '.join(patients)}")
+    return chosen.arguments, chosen.label_names
+
+
+def _from_4d_lung(values: dict[str, Any]) -> Loaded:
+    """A 4D CT of a patient, or one phase of all of them."""
+    collection, patient = index_4d_lung(values["root"]), str(values["patient"])
+    rois = values["rois"] or []
+    if values["series"] == "breathing":
+        arguments = breathing_series(collection, patient, values["date"], rois)
+    elif values["series"] == "longitudinal":
+        arguments = longitudinal_series(
+            collection,
+            patient,
+            values["phase"],
+            rois,
+            dates=values["dates"],
+            allow_missing=values["allow_missing"],
+        )
+    else:
+        raise InputError(f"data.series: {values['series']!r} must be breathing or longitudinal")
+    arguments |= {"reference": values["reference"], "window": values["window"]}
+    return arguments, {label: str(name) for label, name in enumerate(rois, 1)}
 
 
 def moving_scene(values: dict[str, Any]) -> Phantom | MovedImage:
@@ -80,12 +123,12 @@ def moving_scene(values: dict[str, Any]) -> Phantom | MovedImage:
     return MovedImage(ct, motion, labels, noise_hu=values["noise_hu"], seed=values["seed"])
 
 
-def _from_scene(values: dict[str, Any]) -> dict[str, Any]:
+def _from_scene(values: dict[str, Any]) -> Loaded:
     """Images, masks and landmarks of a known motion."""
     scene = moving_scene(values)
     times = scene.times(values["phases"])
     with_labels = values["kind"] == "phantom" or values["labels"] is not None
-    return {
+    arguments = {
         "images": [scene.image(t) for t in times],
         "times": times,
         "reference": values["reference"],
@@ -94,6 +137,19 @@ def _from_scene(values: dict[str, Any]) -> dict[str, Any]:
         "landmarks": [scene.landmarks(t) for t in times],
         "window": values["window"],
     }
+    if values["kind"] == "phantom":
+        return arguments, {label: name for name, label in LABELS.items()}
+    return arguments, {int(label): str(name) for label, name in (values["label_names"] or {}).items()}
+
+
+_MAKERS: dict[str, Callable[[dict[str, Any]], Loaded]] = {
+    "files": _from_files,
+    "manifest": _from_manifest,
+    "tcia_4d_lung": _from_4d_lung,
+    "tcia_4d_lung_phantom": _from_4d_lung,
+    "phantom": _from_scene,
+    "simulated": _from_scene,
+}
 
 
 def _motion(values: dict[str, Any], box_mm: tuple[Triple, Triple], tumour_centre_mm: Triple | None) -> Motion:
@@ -120,16 +176,12 @@ def _motion(values: dict[str, Any], box_mm: tuple[Triple, Triple], tumour_centre
         raise InputError(f"data.motion_settings: {str(error).split('()', 1)[-1].strip()}") from None
 
 
-def _label_names(values: dict[str, Any], series: Series) -> dict[int, str]:
+def _label_names(given: dict[int, str], series: Series) -> dict[int, str]:
     """A name for each label in the reference's mask, or in the first image's that has one."""
     masks = [series.masks[series.reference], *series.masks]
     mask = next((mask for mask in masks if mask is not None), None)
     if mask is None:
         return {}
-    if values["kind"] == "phantom":
-        given = {label: name for name, label in LABELS.items()}
-    else:
-        given = {int(label): str(name) for label, name in (values["label_names"] or {}).items()}
     found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
     return {label: given.get(label, f"label {label}") for label in found}
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from stnerp.presets import PAPER, Preset, preset_of, with_changes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS = ("files", "manifest", "tcia_4d_lung", "tcia_4d_lung_phantom", "phantom", "simulated")  # of scripts/data.py
 
 
 def names(group: str) -> list[str]:
@@ -30,7 +31,8 @@ def composed(script: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("script", ["train_ref", "train_def", "eval_interpolation"])
 def test_every_data_and_preset_composes(script: str, data: str, preset: str) -> None:
     config = composed(script, f"data={data}", f"preset={preset}")
-    assert config.data.kind in ("files", "phantom", "simulated")
+    if not data.startswith("dirlab"):  # for scripts/eval_dirlab.py
+        assert config.data.kind in KINDS
     assert config.overwrite is False
 
 
@@ -40,6 +42,16 @@ def test_every_experiment_composes(experiment: str) -> None:
         config = composed(script, f"experiment={experiment}")
         assert set(OmegaConf.missing_keys(config)) == set()
         assert config.data != composed(script).data  # the experiment chose its data
+
+
+@pytest.mark.parametrize("data", ["dirlab", "dirlab_phantom"])
+def test_eval_dirlab_composes(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STNERP_DIRLAB", "/elsewhere")
+    config = composed("eval_dirlab", f"data={data}")
+    assert config.data.kind == data
+    assert config.cases == list(range(1, 11))
+    assert config.data.folder == {"dirlab": "/elsewhere", "dirlab_phantom": "runs/dirlab_phantom"}[data]
+    assert composed("eval_dirlab", f"data={data}", "cases=[2,3]").cases == [2, 3]
 
 
 def test_propagate_roi_composes() -> None:

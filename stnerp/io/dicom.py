@@ -1,8 +1,8 @@
-"""DICOM series (CT, MR, PET): a folder of slices to 3D images, in order of time.
+"""DICOM series (CT, MR, PET): a folder of slices to 3D images, in order of time; and back, for CT.
 
 SimpleITK (GDCM) reads the slices and applies their rescale slope and intercept, so that CT is in
 Hounsfield units. Which slices belong together, whether any is missing and where they lie is decided
-here, from the tags: GDCM only warns of missing slices.
+here, from the headers, which pydicom reads without the pixels: GDCM only warns of missing slices.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from stnerp.errors import InputError, MissingFileError
+from stnerp.geometry import Grid
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +35,41 @@ _OTHER_MODALITIES = {"RTDOSE", "RTIMAGE", "SEG", "SR", "OT"}
 _PHASE_TAGS = ("0020|0100", "0018|1060", "0020|0012")
 # How far a slice may lie from its place, in slice distances: coordinates are rounded, slices not absent.
 _POSITION_TOLERANCE = 0.1
+# What is kept of a header, as text: "0020|000e" is the tag (0020,000e), the series' UID.
+_TAGS = (
+    *("0008|0016", "0008|0018", "0008|0060", "0008|0070", "0008|1090", "0008|103e", "0010|0020"),
+    *("0008|0020", "0008|0021", "0008|0022", "0008|0023", "0008|0030", "0008|0031", "0008|0032", "0008|0033"),
+    *("0020|000d", "0020|000e", "0020|0011", "0020|0032", "0020|0037", "0020|0052", *_PHASE_TAGS),
+    *("0028|0030", "0028|1052", "0028|1053"),
+)
+_SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames")
+_NUMBERS = {tag: int(tag.replace("|", ""), 16) for tag in _TAGS}
+_READ = [*_NUMBERS.values(), *(int(Tag(keyword)) for keyword in _SIZE_KEYWORDS)]
+# Stored values of a written CT are HU + 1024, unsigned.
+_INTERCEPT_HU = -1024
 
 
 @dataclass(frozen=True)
-class _Slice:
+class DicomHeader:
+    """What is kept of a DICOM file's header.
+
+    Attributes:
+        path: the file.
+        tags: text of the tags that are needed here, "0020|000e" for (0020,000e).
+        size: columns, rows and frames; empty for what is no image.
+    """
+
     path: str
-    tags: dict[str, str]
+    tags: dict[str, str] = field(repr=False)
     size: tuple[int, ...]
+
+    @property
+    def modality(self) -> str:
+        return self.tags.get("0008|0060", "")
+
+    @property
+    def series_uid(self) -> str:
+        return self.tags.get("0020|000e", "")
 
     @property
     def position(self) -> tuple[float, ...]:
@@ -45,6 +79,13 @@ class _Slice:
     def orientation(self) -> tuple[float, ...]:
         return tuple(round(cosine, 4) for cosine in _numbers(self.tags.get("0020|0037", "")))
 
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a slice (or a volume) of a scan."""
+        if self.modality in _OTHER_MODALITIES or not self.size:
+            return False
+        return self.size[2] > 1 or (len(self.position) == 3 and len(self.orientation) == 6)
+
 
 @dataclass(frozen=True)
 class DicomSeries:
@@ -53,10 +94,11 @@ class DicomSeries:
     Attributes:
         folder: where the series was found.
         description: the series description, or the series number where there is none.
-        date, time: of the acquisition, as in DICOM (YYYYMMDD, HHMMSS.FFFFFF), or empty.
+        date, time: of the acquisition (else the series, the study, the content), as in DICOM
+            (YYYYMMDD, HHMMSS.FFFFFF), or empty.
         phase: the percentage in the description ("Gated, 30.0%"), or None.
         number: the series number.
-        slices: in order of position along the slices' normal; not for use outside.
+        slices: headers in order of position along the slices' normal.
     """
 
     folder: str
@@ -65,11 +107,43 @@ class DicomSeries:
     time: str
     phase: float | None
     number: int
-    slices: tuple[_Slice, ...]
+    slices: tuple[DicomHeader, ...] = field(repr=False)
 
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(piece.path for piece in self.slices)
+
+    @property
+    def patient_id(self) -> str:
+        return self.slices[0].tags.get("0010|0020", "")
+
+    @property
+    def study_uid(self) -> str:
+        return self.slices[0].tags.get("0020|000d", "")
+
+    @property
+    def study_date(self) -> str:
+        """YYYYMMDD, or empty."""
+        return self.slices[0].tags.get("0008|0020", "")
+
+    @property
+    def series_uid(self) -> str:
+        return self.slices[0].series_uid
+
+    @property
+    def frame_uid(self) -> str:
+        """UID of the frame of reference, or empty."""
+        return self.slices[0].tags.get("0020|0052", "")
+
+    @property
+    def image_uids(self) -> tuple[str, ...]:
+        """SOP instance UIDs, in the order of the slices."""
+        return tuple(piece.tags.get("0008|0018", "") for piece in self.slices)
+
+    @property
+    def device(self) -> str:
+        """Manufacturer and model."""
+        return " ".join(filter(None, (self.slices[0].tags.get(tag, "") for tag in ("0008|0070", "0008|1090"))))
 
 
 def dicom_series(folder: str | os.PathLike[str]) -> list[DicomSeries]:
@@ -83,20 +157,47 @@ def dicom_series(folder: str | os.PathLike[str]) -> list[DicomSeries]:
         MissingFileError: no such folder, or no DICOM image in it.
         InputError: slices at the same position that can't be told apart.
     """
-    if not Path(folder).is_dir():
-        raise MissingFileError(f"{folder}: no such folder; check the path")
-    groups = defaultdict(list)
-    for piece in _unique_slices(folder):
-        groups[piece.tags.get("0020|000e", ""), piece.orientation, piece.size].append(piece)
-    found = []
-    for slices in groups.values():
-        if len(slices) == 1 and slices[0].size[2] == 1:
-            logger.info("%s: left out, a single slice (a localiser?)", slices[0].path)
-            continue
-        for order, phase in enumerate(_phases(slices, folder)):
-            found.append((order, _describe(phase, folder)))
+    slices = [header for header in read_headers(folder) if header.is_slice]
+    found = series_of(slices, str(folder))
     if not found:
         raise MissingFileError(f"{folder}: no DICOM series in this folder; name image files, or a pattern")
+    return found
+
+
+def read_headers(folder: str | os.PathLike[str]) -> list[DicomHeader]:
+    """The header of every DICOM file in a folder and its subfolders; copies of a file count once.
+
+    Raises:
+        MissingFileError: no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise MissingFileError(f"{folder}: no such folder; check the path")
+    headers: dict[str, DicomHeader] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of odd values in tags that aren't used here
+        for path in sorted(Path(folder).rglob("*")):
+            header = _read_header(path) if path.is_file() else None
+            if header is not None:
+                headers.setdefault(header.tags.get("0008|0018", header.path), header)
+    return list(headers.values())
+
+
+def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
+    """The series among slices, in the order of `dicom_series`; `folder` is for messages.
+
+    Raises:
+        InputError: slices at the same position that can't be told apart.
+    """
+    groups = defaultdict(list)
+    for piece in slices:
+        groups[piece.series_uid, piece.orientation, piece.size].append(piece)
+    found = []
+    for group in groups.values():
+        if len(group) == 1 and group[0].size[2] == 1:
+            logger.info("%s: left out, a single slice (a localiser?)", group[0].path)
+            continue
+        for order, phase in enumerate(_phases(group, folder)):
+            found.append((order, _describe(phase, folder)))
     found.sort(key=lambda item: (*_time_order(item[1]), item[0]))
     return [series for _, series in found]
 
@@ -124,6 +225,114 @@ def read_dicom_folder(folder: str | os.PathLike[str]) -> list[sitk.Image]:
     return [_read(series) for series in dicom_series(folder)]
 
 
+def series_grid(series: DicomSeries) -> Grid:
+    """Where the voxels of a series of single slices lie, from the headers alone.
+
+    Raises:
+        InputError: slices missing, unevenly spaced or sheared, or a multi-frame file.
+    """
+    if len(series.slices) == 1:
+        raise InputError(
+            f"{series.folder}: series '{series.description}' is one multi-frame file; convert it first"
+        )
+    first = series.slices[0]
+    positions = np.array([piece.position for piece in series.slices])
+    distance = float(np.linalg.norm(_slice_step(positions, series)))
+    row, column = np.array(_numbers(first.tags["0020|0037"])).reshape(2, 3)
+    between_rows, between_columns = _numbers(first.tags.get("0028|0030", "1\\1"))
+    x, y, z = positions[0].tolist()
+    return Grid(
+        (first.size[0], first.size[1], len(series.slices)),
+        (between_columns, between_rows, distance),
+        (x, y, z),
+        tuple(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist()),
+    )
+
+
+def write_dicom_series(
+    image: sitk.Image,
+    folder: str | os.PathLike[str],
+    *,
+    patient_id: str,
+    description: str = "",
+    date: str = "",
+    time: str = "",
+    number: int = 1,
+    study_uid: str | None = None,
+    series_uid: str | None = None,
+    frame_uid: str | None = None,
+    model: str = "",
+) -> DicomSeries:
+    """Write a CT as a DICOM series, one file per slice (0001.dcm, ...), and return it as it reads back.
+
+    Args:
+        image: HU on any right-angled grid; rounded to whole numbers.
+        folder: new or empty; made where it is missing, its parent is not.
+        patient_id, description, number: of the series; `description` may say "Gated, 30.0%".
+        date, time: of study, series and acquisition, as in DICOM (YYYYMMDD, HHMMSS), or empty.
+        study_uid, series_uid, frame_uid: of the study, the series and the frame of reference; None: new
+            ones. Images that belong together share the study's, images of one couch position the frame's.
+        model: of the device.
+
+    Raises:
+        MissingFileError: the folder's parent does not exist.
+        InputError: the folder holds files, values that aren't HU, or a date that DICOM doesn't know.
+    """
+    folder = Path(folder)
+    if not folder.parent.is_dir():
+        raise MissingFileError(f"{folder}: its parent folder does not exist; create it first")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: already exists and is no empty folder; choose another")
+    for name, text, pattern in (("date", date, r"(\d{8})?"), ("time", time, r"(\d{6}(\.\d{1,6})?)?")):
+        if not re.fullmatch(pattern, text):
+            raise InputError(f"{name}: {text!r} must be written as in DICOM: YYYYMMDD, HHMMSS")
+    grid = Grid.of(image)
+    if grid.size[2] < 2:
+        raise InputError(f"{folder}: a series needs at least two slices, the image has {grid.size[2]}")
+    stored = np.rint(sitk.GetArrayFromImage(image)) - _INTERCEPT_HU
+    if not (stored.min() >= 0 and stored.max() < 2**16):  # NaN included
+        raise InputError(f"{folder}: HU must lie between {_INTERCEPT_HU} and {_INTERCEPT_HU + 2**16 - 1}")
+    rows = np.reshape(grid.direction, (3, 3)).T
+    common = Dataset()
+    common.SpecificCharacterSet = "ISO_IR 192"
+    common.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    common.SOPClassUID = CTImageStorage
+    common.StudyDate = common.SeriesDate = common.AcquisitionDate = common.ContentDate = date
+    common.StudyTime = common.SeriesTime = common.AcquisitionTime = common.ContentTime = time
+    common.AccessionNumber = common.ReferringPhysicianName = common.StudyID = ""
+    common.Modality = "CT"
+    common.Manufacturer, common.ManufacturerModelName = "stnerp", model
+    common.SeriesDescription = description
+    common.PatientName = common.PatientID = patient_id
+    common.PatientBirthDate = common.PatientSex = ""
+    common.PatientPosition = "HFS"
+    common.StudyInstanceUID = study_uid or generate_uid()
+    common.SeriesInstanceUID = series_uid or generate_uid()
+    common.FrameOfReferenceUID = frame_uid or generate_uid()
+    common.PositionReferenceIndicator = ""
+    common.SeriesNumber, common.AcquisitionNumber, common.KVP = number, None, None
+    common.ImageOrientationPatient = [f"{cosine:.12f}" for cosine in rows[:2].ravel()]
+    common.PixelSpacing = [f"{grid.spacing_mm[1]:.10g}", f"{grid.spacing_mm[0]:.10g}"]  # between rows, columns
+    common.SliceThickness = f"{grid.spacing_mm[2]:.10g}"
+    common.SamplesPerPixel, common.PhotometricInterpretation = 1, "MONOCHROME2"
+    common.Columns, common.Rows, _ = grid.size
+    common.BitsAllocated = common.BitsStored = 16
+    common.HighBit, common.PixelRepresentation = 15, 0
+    common.RescaleIntercept, common.RescaleSlope, common.RescaleType = _INTERCEPT_HU, 1, "HU"
+    folder.mkdir(exist_ok=True)
+    for k, slice_ in enumerate(stored):
+        piece = Dataset(common)
+        piece.SOPInstanceUID = generate_uid(entropy_srcs=[common.SeriesInstanceUID, str(k)])
+        piece.InstanceNumber = k + 1
+        position = grid.index_to_world(np.array([0.0, 0.0, k]))
+        piece.ImagePositionPatient = [f"{value:.10g}" for value in position]
+        piece.PixelData = slice_.astype("<u2").tobytes()
+        piece.file_meta = FileMetaDataset()
+        piece.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        piece.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
+    return dicom_series(folder)[0]
+
+
 def reason(error: Exception) -> str:
     """What an exception of SimpleITK says, without its source file, addresses and further lines."""
     text = str(error).rsplit("ERROR:", 1)[-1].strip()
@@ -133,8 +342,7 @@ def reason(error: Exception) -> str:
 def _read(series: DicomSeries) -> sitk.Image:
     if len(series.slices) == 1:  # a multi-frame file, with its geometry inside
         return _execute(sitk.ImageFileReader(), series)
-    positions = np.array([piece.position for piece in series.slices])
-    step = _slice_step(positions, series)
+    grid = series_grid(series)
     reader = sitk.ImageSeriesReader()
     rescale = {
         tuple(
@@ -146,11 +354,9 @@ def _read(series: DicomSeries) -> sitk.Image:
     if len(rescale) > 1 or any(value != round(value) for pair in rescale for value in pair):
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = _execute(reader, series)
-    row, column = np.array(_numbers(series.slices[0].tags["0020|0037"])).reshape(2, 3)
-    distance = float(np.linalg.norm(step))
-    image.SetOrigin(positions[0].tolist())
-    image.SetSpacing([*image.GetSpacing()[:2], distance])
-    image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist())
+    image.SetOrigin(grid.origin_mm)
+    image.SetSpacing([*image.GetSpacing()[:2], grid.spacing_mm[2]])
+    image.SetDirection(grid.direction)
     return image
 
 
@@ -202,35 +408,48 @@ def _quiet() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _unique_slices(folder: str | os.PathLike[str]) -> list[_Slice]:
-    """Every image slice below a folder; copies of the same slice count once."""
-    slices: dict[str, _Slice] = {}
-    for path in sorted(Path(folder).rglob("*")):
-        piece = _read_tags(str(path)) if path.is_file() else None
-        if piece is not None:
-            slices.setdefault(piece.tags.get("0008|0018", piece.path), piece)
-    return list(slices.values())
-
-
-def _read_tags(path: str) -> _Slice | None:
-    """A file's tags, or None for what isn't a slice (or a volume) of a scan."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(path)
+def read_tags(path: str | os.PathLike[str], tags: Sequence[int] | None = None) -> Dataset | None:
+    """A file's tags but the pixels, all of them or some; None for what isn't DICOM or is broken."""
     try:
-        with _quiet():
-            reader.ReadImageInformation()
-    except RuntimeError:
+        with open(path, "rb") as file:
+            start = file.read(132)
+            # Some files lack the preamble and begin with the tags of group 2 or 8.
+            if start[128:] != b"DICM" and start[:2] not in (b"\x02\x00", b"\x08\x00"):
+                return None
+            file.seek(0)
+            some = None if tags is None else list(tags)
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=some, force=True)
+    except Exception:  # of any kind, from a file of any kind
         return None
-    tags = {key: reader.GetMetaData(key).strip(" \0") for key in reader.GetMetaDataKeys()}
-    piece = _Slice(path, tags, reader.GetSize())
-    placed = len(piece.position) == 3 and len(piece.orientation) == 6
-    if tags.get("0008|0060", "") in _OTHER_MODALITIES or len(piece.size) != 3:
-        return None
-    return piece if placed or piece.size[2] > 1 else None
 
 
-def _phases(slices: Sequence[_Slice], folder: str | os.PathLike[str]) -> list[list[_Slice]]:
+def _read_header(path: Path) -> DicomHeader | None:
+    """A file's header, or None for what isn't DICOM."""
+    dataset = read_tags(path, _READ)
+    if dataset is None:
+        return None
+    tags = {tag: _text(dataset, number) for tag, number in _NUMBERS.items() if number in dataset}
+    try:
+        columns, rows, frames = (int(dataset.get(keyword) or 0) for keyword in _SIZE_KEYWORDS)
+    except (TypeError, ValueError):
+        return None
+    if not tags:
+        return None
+    return DicomHeader(str(path), tags, (columns, rows, frames or 1) if columns and rows else ())
+
+
+def _text(dataset: Dataset, number: int) -> str:
+    """A tag as it stands in the file: numbers that aren't any don't matter before they are used."""
+    value = dataset.get_item(number).value
+    if not isinstance(value, bytes):
+        return "" if value is None else str(value)
+    try:
+        return value.decode("utf-8").strip(" \0")
+    except UnicodeDecodeError:
+        return value.decode("latin-1").strip(" \0")
+
+
+def _phases(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> list[list[DicomHeader]]:
     """The slices, sorted along their normal, of each phase in a group that may hold several."""
     if len(slices) == 1:
         return [list(slices)]
@@ -252,19 +471,19 @@ def _phases(slices: Sequence[_Slice], folder: str | os.PathLike[str]) -> list[li
     )
 
 
-def _distinct(slices: Sequence[_Slice]) -> bool:
+def _distinct(slices: Sequence[DicomHeader]) -> bool:
     return len({piece.position for piece in slices}) == len(slices)
 
 
-def _describe(slices: Sequence[_Slice], folder: str | os.PathLike[str]) -> DicomSeries:
+def _describe(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> DicomSeries:
     description = _description(slices[0])
     percentage = re.search(r"(\d+(?:\.\d+)?)\s*%", description)
     number = _numbers(slices[0].tags.get("0020|0011", ""))
     return DicomSeries(
         folder=str(folder),
         description=description,
-        date=_earliest(slices, ("0008|0022", "0008|0021", "0008|0020")),
-        time=_earliest(slices, ("0008|0032", "0008|0031", "0008|0030")),
+        date=_earliest(slices, ("0008|0022", "0008|0021", "0008|0020", "0008|0023")),
+        time=_earliest(slices, ("0008|0032", "0008|0031", "0008|0030", "0008|0033")),
         phase=float(percentage.group(1)) if percentage else None,
         number=int(number[0]) if number else 0,
         slices=tuple(slices),
@@ -277,12 +496,12 @@ def _time_order(series: DicomSeries) -> tuple[str, float, str, int]:
     return series.date, phase, series.time, series.number
 
 
-def _description(piece: _Slice) -> str:
+def _description(piece: DicomHeader) -> str:
     return piece.tags.get("0008|103e", "") or f"number {piece.tags.get('0020|0011', 'unknown')}"
 
 
-def _earliest(slices: Iterable[_Slice], tags: Sequence[str]) -> str:
-    """The smallest value of the first tag that any slice has (acquisition, else series, else study)."""
+def _earliest(slices: Iterable[DicomHeader], tags: Sequence[str]) -> str:
+    """The smallest value of the first tag that any slice has (acquisition, series, study, content)."""
     for tag in tags:
         values = [piece.tags[tag] for piece in slices if piece.tags.get(tag)]
         if values:

@@ -1,0 +1,483 @@
+"""Contours in DICOM RT Structure Sets: regions of interest (ROIs) to masks, and label images back to contours.
+
+pydicom reads and writes the files; what a contour covers is decided in `stnerp.contours`. Names of ROIs are
+text that somebody typed: they are compared, shown and kept, and never become part of a path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+from stnerp.contours import contour_mask, mask_contours, plane_distance_mm
+from stnerp.errors import InputError, MissingFileError
+from stnerp.geometry import Grid
+from stnerp.io.dicom import DicomSeries, read_tags, series_grid
+from stnerp.io.image import check_writable, to_labels
+
+logger = logging.getLogger(__name__)
+
+# Of the contours' geometric types those that bound an area; the others are points and open lines.
+_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+# What is read of a file to know what is in it: everything but the contours.
+_CONTENTS = ("SOPClassUID", "Modality", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence")
+_KINDS = (RTStructureSetStorage, "RTSTRUCT")
+_DECIMALS = 4  # of written coordinates in mm
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # by which RTSTRUCT refers to a study
+_COLORS = ((255, 64, 64), (64, 160, 255), (80, 220, 80), (255, 200, 0), (220, 80, 255), (0, 220, 220),
+           (255, 140, 40), (160, 160, 160))  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Roi:
+    """A region of interest.
+
+    Attributes:
+        number: unique within the file.
+        name: as it was typed; other ROIs may have the same.
+        color: red, green, blue from 0 to 255, or None.
+        contours: closed polygons (N, 3), LPS mm; none where it was named but not drawn, or drawn as points.
+        thickness_mm: distance of neighbouring contours; of one on a single plane, that of the file's other
+            ROIs; None: not known.
+    """
+
+    number: int
+    name: str
+    color: tuple[int, int, int] | None = None
+    contours: tuple[np.ndarray, ...] = field(default=(), repr=False)
+    thickness_mm: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StructureSet:
+    """An RTSTRUCT file.
+
+    Attributes:
+        path: of the file, for messages.
+        frame_uid: frame of reference that the contours are in, or empty.
+        series_uids: of the images that they were drawn on.
+        rois: in the order of the file.
+    """
+
+    path: str
+    frame_uid: str
+    series_uids: tuple[str, ...]
+    rois: tuple[Roi, ...]
+
+    def roi(self, wanted: str | int) -> Roi:
+        """The ROI of a name or a number.
+
+        A name is looked for as it is, then without regard to spaces and to upper and lower case. Among
+        several of the same name one that is drawn is taken before those that aren't.
+
+        Raises:
+            InputError: there is none, or several of that name are drawn.
+        """
+        if isinstance(wanted, int):
+            found = [roi for roi in self.rois if roi.number == wanted]
+        else:
+            found = [roi for roi in self.rois if roi.name == wanted]
+            found = found or [roi for roi in self.rois if plain_name(roi.name) == plain_name(wanted)]
+        return one_roi(found, wanted, self)
+
+
+@dataclass(frozen=True)
+class StructureFile:
+    """What an RTSTRUCT file holds, without its contours.
+
+    Attributes:
+        path: of the file.
+        frame_uid, series_uids: as of `StructureSet`.
+        image_uids: of the slices that contours were drawn on, where the file names them.
+        names: of its ROIs.
+    """
+
+    path: str
+    frame_uid: str
+    series_uids: tuple[str, ...]
+    image_uids: frozenset[str] = field(repr=False)
+    names: tuple[str, ...]
+
+
+def plain_name(name: str) -> str:
+    """A name for comparison: without spaces, in lower case."""
+    return "".join(name.split()).casefold()
+
+
+def one_roi(found: Sequence[Roi], wanted: str | int, structures: StructureSet) -> Roi:
+    """The only ROI among those found, or the only one that is drawn.
+
+    Raises:
+        InputError: none, or several that are drawn.
+    """
+    drawn = [roi for roi in found if roi.contours]
+    if len(drawn) > 1:
+        listed = ", ".join(f"{roi.number} '{roi.name}'" for roi in drawn)
+        raise InputError(f"{structures.path}: {wanted!r} fits several ROIs ({listed}); ask by number")
+    if not found:
+        listed = ", ".join(roi.name for roi in structures.rois) or "none"
+        raise InputError(f"{structures.path}: no ROI {wanted!r}; there are: {listed}")
+    return (drawn or list(found))[0]
+
+
+# -- reading
+
+
+def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
+    """The ROIs of an RTSTRUCT file, with their closed contours.
+
+    Points and open lines are left out, with a notice.
+
+    Raises:
+        MissingFileError: no such file.
+        InputError: not an RTSTRUCT, or contours that are no points x, y, z.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of odd values in tags that aren't used here
+        dataset = _read(path)
+        frame_uid, series_uids, _ = _references(dataset)
+        rois = _rois(dataset, str(path))
+    nearest = min((roi.thickness_mm for roi in rois if roi.thickness_mm is not None), default=None)
+    known = (roi if roi.thickness_mm is not None else replace(roi, thickness_mm=nearest) for roi in rois)
+    return StructureSet(str(path), frame_uid, series_uids, tuple(known))
+
+
+def rtstruct_contents(path: str | os.PathLike[str]) -> StructureFile:
+    """What an RTSTRUCT file refers to and its ROIs' names, without reading contours.
+
+    Raises:
+        MissingFileError: no such file.
+        InputError: not an RTSTRUCT.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = _read(path, _CONTENTS)
+        names = tuple(_text(item, "ROIName") for item in _items(dataset, "StructureSetROISequence"))
+        frame_uid, series_uids, image_uids = _references(dataset)
+    return StructureFile(str(path), frame_uid, series_uids, image_uids, names)
+
+
+def roi_mask(roi: Roi, grid: Grid) -> sitk.Image:
+    """1 where a voxel's centre lies inside an ROI, else 0, on any grid (see `stnerp.contours`).
+
+    Raises:
+        InputError: the ROI isn't drawn, isn't planar, or covers no voxel of the grid.
+    """
+    if not roi.contours:
+        raise InputError(f"ROI '{roi.name}': has no closed contours; leave it out")
+    try:
+        inside = contour_mask(roi.contours, grid, roi.thickness_mm)
+    except InputError as error:
+        raise InputError(f"ROI '{roi.name}': {error}") from None
+    if not inside.any():
+        raise InputError(f"ROI '{roi.name}': covers no voxel of the image; is it of another patient or scan?")
+    return grid.image(inside.astype(np.uint8))
+
+
+def roi_labels(rois: Iterable[Roi], grid: Grid) -> sitk.Image:
+    """Labels 1, 2, ... of ROIs in the given order, 0 elsewhere; uint8, or uint16 for more than 255.
+
+    Where ROIs overlap the one named first counts: name a tumour before the lung around it.
+
+    Raises:
+        InputError: as `roi_mask`.
+    """
+    rois = list(rois)
+    labels = np.zeros(grid.shape, np.uint8 if len(rois) < 256 else np.uint16)
+    for label, roi in enumerate(rois, 1):
+        labels[(sitk.GetArrayFromImage(roi_mask(roi, grid)) > 0) & (labels == 0)] = label
+    return grid.image(labels)
+
+
+def _read(path: str | os.PathLike[str], keywords: Sequence[str] | None = None) -> Dataset:
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path}: no such file; check the path")
+    dataset = read_tags(path, None if keywords is None else [int(Tag(keyword)) for keyword in keywords])
+    if dataset is None or (dataset.get("SOPClassUID") or dataset.get("Modality")) not in _KINDS:
+        raise InputError(f"{path}: can't be read as an RT Structure Set; give an RTSTRUCT file, whole")
+    return dataset
+
+
+def _references(dataset: Dataset) -> tuple[str, tuple[str, ...], frozenset[str]]:
+    """Frame of reference, series and images that a structure set was drawn on."""
+    frames = _items(dataset, "ReferencedFrameOfReferenceSequence")
+    series = [
+        item
+        for frame in frames
+        for study in _items(frame, "RTReferencedStudySequence")
+        for item in _items(study, "RTReferencedSeriesSequence")
+    ]
+    images = (_text(image, "ReferencedSOPInstanceUID")
+              for item in series for image in _items(item, "ContourImageSequence"))  # fmt: skip
+    frame_uid = next((_text(frame, "FrameOfReferenceUID") for frame in frames), "")
+    return frame_uid, tuple(dict.fromkeys(_text(item, "SeriesInstanceUID") for item in series)), frozenset(images)
+
+
+def _rois(dataset: Dataset, path: str) -> list[Roi]:
+    drawn: dict[int, list[Dataset]] = defaultdict(list)
+    for item in _items(dataset, "ROIContourSequence"):
+        drawn[_whole(item, "ReferencedROINumber", path)].append(item)
+    rois = []
+    for item in _items(dataset, "StructureSetROISequence"):
+        number, name = _whole(item, "ROINumber", path), _text(item, "ROIName")
+        contours = _closed_contours(drawn[number], name, path)
+        color = next((part.ROIDisplayColor for part in drawn[number] if part.get("ROIDisplayColor")), None)
+        rgb = None if color is None or len(color) != 3 else (int(color[0]), int(color[1]), int(color[2]))
+        rois.append(Roi(number, name, rgb, contours, _thickness_mm(contours)))
+    return rois
+
+
+def _thickness_mm(contours: tuple[np.ndarray, ...]) -> float | None:
+    try:
+        return plane_distance_mm(contours) if contours else None
+    except InputError:  # which `roi_mask` raises, for those who want this ROI
+        return None
+
+
+def _closed_contours(items: Iterable[Dataset], name: str, path: str) -> tuple[np.ndarray, ...]:
+    contours, others = [], 0
+    for contour in (contour for item in items for contour in _items(item, "ContourSequence")):
+        points = _points(contour, name, path)
+        if _text(contour, "ContourGeometricType") in _CLOSED and len(points) >= 3:
+            contours.append(points)
+        else:
+            others += 1
+    if others:
+        logger.info("%s: ROI '%s': %d points or open lines left out", path, name, others)
+    return tuple(contours)
+
+
+def _points(contour: Dataset, name: str, path: str) -> np.ndarray:
+    """(N, 3), from the text: far quicker than number by number."""
+    try:
+        data = contour.get_item("ContourData")
+        values = () if data is None else data.value
+        numbers = values.split(b"\\") if isinstance(values, bytes) else list(values or ())
+        points = np.array([number for number in numbers if number != b""], dtype=np.float64).reshape(-1, 3)
+    except (TypeError, ValueError):
+        points = np.full((1, 3), np.nan)
+    if not np.isfinite(points).all():
+        raise InputError(f"{path}: ROI '{name}': a contour is no list of points x, y, z; export it again")
+    return points
+
+
+def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+    return dataset.get(keyword) or ()
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value: Any = dataset.get(keyword)
+    if value is None:
+        return ""
+    # A backslash in a name parts it in two for DICOM.
+    return "\\".join(map(str, value)) if isinstance(value, pydicom.multival.MultiValue) else str(value)
+
+
+def _whole(dataset: Dataset, keyword: str, path: str) -> int:
+    try:
+        return int(dataset[keyword].value)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: an ROI has no number ({keyword}); export it again") from None
+
+
+# -- writing
+
+
+def write_rtstruct(
+    labels: sitk.Image,
+    names: Mapping[int, str],
+    series: DicomSeries,
+    path: str | os.PathLike[str],
+    *,
+    colors: Mapping[int, tuple[int, int, int]] | None = None,
+    title: str = "stnerp",
+    overwrite: bool = False,
+) -> None:
+    """Write the contours of a label image as the structure set of a CT series.
+
+    They lie in the series' slices, at sub-voxel accuracy where the labels are on another grid. Patient, study
+    and frame of reference are the series'; the ROI's numbers are the labels. A label without voxels becomes an
+    ROI without contours.
+
+    Args:
+        labels: on any grid of the series' world space.
+        names: of the labels that are written.
+        series: that the contours belong to, from `stnerp.io.dicom`.
+        path: of the file.
+        colors: red, green, blue from 0 to 255 of labels; the others get one.
+        title: of the structure set, at most 16 characters.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+        InputError: the file exists and `overwrite` is false; labels without a name, names that DICOM can't
+            keep; a series without a frame of reference, or with missing slices.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    labels = to_labels(labels, "labels")
+    found = {int(label) for label in np.unique(sitk.GetArrayViewFromImage(labels)) if label != 0}
+    if found - set(names):
+        raise InputError(f"names: labels {sorted(found - set(names))} have none; name every label of the image")
+    for label, name in names.items():
+        _check_name(label, name)
+    if not re.fullmatch(r"[^\\\x00-\x1f]{1,16}", title):
+        raise InputError(f"title: {title!r} must have 1 to 16 characters, no backslash")
+    if not series.frame_uid:
+        raise InputError(f"{series.folder}: series '{series.description}' has no frame of reference for contours")
+    grid = series_grid(series)
+    dataset = _structure_set(series, title)
+    for i, (label, name) in enumerate(sorted(names.items())):
+        color = (colors or {}).get(label, _COLORS[i % len(_COLORS)])
+        _add_roi(dataset, series, label, name, color, mask_contours(_mask_on(labels, label, grid), grid))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        dataset.save_as(partial, enforce_file_format=True)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_name(label: int, name: str) -> None:
+    if not 0 < label < 2**31:
+        raise InputError(f"names: label {label} must be a positive whole number")
+    if not re.fullmatch(r"[^\\\x00-\x1f]{1,64}", name):
+        raise InputError(f"names: {name!r} must have 1 to 64 characters, no backslash or line break")
+
+
+def _mask_on(labels: sitk.Image, label: int, grid: Grid) -> np.ndarray:
+    """One label on a grid: as it is on its own grid, else 0 to 1, which keeps borders finer than a voxel."""
+    mask = labels == label
+    if Grid.of(labels).is_close(grid):
+        return sitk.GetArrayFromImage(mask).astype(bool)
+    onto = sitk.ResampleImageFilter()
+    onto.SetSize(grid.size)
+    onto.SetOutputSpacing(grid.spacing_mm)
+    onto.SetOutputOrigin(grid.origin_mm)
+    onto.SetOutputDirection(grid.direction)
+    onto.SetOutputPixelType(sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(onto.Execute(mask))
+
+
+def _structure_set(series: DicomSeries, title: str) -> Dataset:
+    """A structure set without ROIs, of the series' patient and study."""
+    scan = read_tags(series.files[0]) or Dataset()
+    now = datetime.now()
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID = RTStructureSetStorage
+    dataset.SOPInstanceUID = generate_uid()
+    for keyword in (
+        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+        *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
+    ):
+        setattr(dataset, keyword, scan.get(keyword, ""))
+    dataset.StudyInstanceUID = series.study_uid
+    dataset.SeriesInstanceUID = generate_uid()
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = series.frame_uid, ""
+    dataset.Modality = "RTSTRUCT"
+    dataset.Manufacturer = "stnerp"
+    dataset.SeriesDescription = series.description
+    dataset.SeriesNumber, dataset.InstanceNumber, dataset.OperatorsName = None, 1, ""
+    dataset.StructureSetLabel = title
+    dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    images = Dataset()
+    images.SeriesInstanceUID = series.series_uid
+    images.ContourImageSequence = [_image_reference(series, k) for k in range(len(series.slices))]
+    study = Dataset()
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, series.study_uid
+    study.RTReferencedSeriesSequence = [images]
+    frame = Dataset()
+    frame.FrameOfReferenceUID = series.frame_uid
+    frame.RTReferencedStudySequence = [study]
+    dataset.ReferencedFrameOfReferenceSequence = [frame]
+    dataset.StructureSetROISequence = []
+    dataset.ROIContourSequence = []
+    dataset.RTROIObservationsSequence = []
+    dataset.file_meta = FileMetaDataset()
+    # Implicit, because an explicit type has no room for the length of a contour of 2000 points.
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return dataset
+
+
+def _image_reference(series: DicomSeries, k: int) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = series.slices[k].tags["0008|0016"]
+    reference.ReferencedSOPInstanceUID = series.image_uids[k]
+    return reference
+
+
+def _add_roi(
+    dataset: Dataset,
+    series: DicomSeries,
+    number: int,
+    name: str,
+    color: tuple[int, int, int],
+    slices: Sequence[Sequence[np.ndarray]],
+) -> None:
+    """Add an ROI with its contours, given for each slice of the series."""
+    roi = Dataset()
+    roi.ROINumber, roi.ROIName = number, name
+    roi.ReferencedFrameOfReferenceUID = series.frame_uid
+    roi.ROIGenerationAlgorithm = "AUTOMATIC"
+    dataset.StructureSetROISequence.append(roi)
+    drawn = Dataset()
+    drawn.ReferencedROINumber, drawn.ROIDisplayColor = number, list(color)
+    rounded = [(k, _rounded(points)) for k, outlines in enumerate(slices) for points in outlines]
+    contours = [(k, points) for k, points in rounded if len(points) >= 3]
+    if contours:
+        kind = "CLOSEDPLANAR_XOR" if _has_holes(slices, series) else "CLOSED_PLANAR"
+        drawn.ContourSequence = [
+            _contour(i, points, kind, _image_reference(series, k)) for i, (k, points) in enumerate(contours, 1)
+        ]
+    else:
+        logger.warning("ROI '%s': covers no voxel, it is written without contours", name)
+    dataset.ROIContourSequence.append(drawn)
+    observation = Dataset()
+    observation.ObservationNumber = observation.ReferencedROINumber = number
+    observation.RTROIInterpretedType = observation.ROIInterpreter = ""
+    dataset.RTROIObservationsSequence.append(observation)
+
+
+def _contour(number: int, points: np.ndarray, kind: str, image: Dataset) -> Dataset:
+    contour = Dataset()
+    contour.ContourImageSequence = [image]
+    contour.ContourGeometricType = kind
+    contour.NumberOfContourPoints = len(points)
+    contour.ContourNumber = number
+    contour.ContourData = [f"{value:.{_DECIMALS}f}" for value in points.ravel()]
+    return contour
+
+
+def _rounded(points: np.ndarray) -> np.ndarray:
+    """As they are written, without points that became the same as the one before."""
+    points = np.round(points, _DECIMALS)
+    return points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
+
+
+def _has_holes(slices: Sequence[Sequence[np.ndarray]], series: DicomSeries) -> bool:
+    """Whether a contour lies in another one: `mask_contours` walks around holes the other way.
+
+    DICOM has a type of its own for contours of which some are holes, PS3.3 C.8.8.6.3.
+    """
+    grid = series_grid(series)
+
+    def area(points: np.ndarray) -> float:
+        x, y, _ = grid.world_to_index(points).T
+        return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+
+    return any(len({area(points) > 0 for points in outlines}) > 1 for outlines in slices)

@@ -1,0 +1,278 @@
+"""Contours to masks and back: exact on a grid's own slices in every orientation, and near the truth elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import DIRECTIONS, make_grid
+from skimage.measure import grid_points_in_poly
+
+from stnerp.contours import contour_mask, mask_contours, plane_distance_mm
+from stnerp.errors import InputError
+from stnerp.geometry import Grid
+from stnerp.phantom import LABELS, TUMOUR_CENTRE_MM, Phantom
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def polygon(grid: Grid, corners: list[tuple[float, float]], k: float, axis: int = 2) -> np.ndarray:
+    """Corners in voxels along the two other axes, in the plane of index k across an axis; LPS mm."""
+    points = np.full((len(corners), 3), float(k))
+    points[:, [other for other in range(3) if other != axis]] = corners
+    return grid.index_to_world(points)
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def flatten(slices: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [outline for outlines in slices for outline in outlines]
+
+
+def rings(centre: np.ndarray, radius_mm: float, heights: np.ndarray, count: int = 200) -> list[np.ndarray]:
+    """A sphere's axial contours."""
+    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=-1)
+    cuts = [(z - centre[2], radius_mm**2 - (z - centre[2]) ** 2) for z in heights]
+    return [centre + [0, 0, z] + np.sqrt(square) * circle for z, square in cuts if square > 0]
+
+
+# -- exact
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_box_covers_its_voxels_and_no_other(any_grid: Grid, axis: int) -> None:
+    # Sizes differ along all axes, and the corners lie midway between voxels: a swapped axis, a shift by half a
+    # voxel (which would put a corner onto centres) or a slice's slip gives other voxels.
+    first, last = (1, 0), (2, 2)
+    planes = [1, 2]
+    contours = [polygon(any_grid, box(0.6, -0.4, 2.4, 2.4), k, axis) for k in planes]
+    expected = np.zeros(any_grid.shape, bool)
+    where: list[slice] = [slice(0)] * 3
+    where[axis] = slice(planes[0], planes[-1] + 1)
+    for other, i, j in zip([a for a in range(3) if a != axis], first, last, strict=True):
+        where[other] = slice(i, j + 1)
+    expected[where[2], where[1], where[0]] = True
+    np.testing.assert_array_equal(contour_mask(contours, any_grid), expected)
+    # Neither the order of the contours nor the direction of the points matters.
+    np.testing.assert_array_equal(contour_mask([c[::-1] for c in contours[::-1]], any_grid), expected)
+
+
+def test_a_millimetre_is_not_lost(any_grid: Grid) -> None:
+    """A border a tenth of a voxel to either side of a row of centres excludes or includes that row."""
+    columns = [contour_mask([polygon(any_grid, box(-0.3, -0.3, x, 2.3), 1)], any_grid)[1, :3].sum(1)
+               for x in (1.9, 2.1, 2.9, 3.1)]  # fmt: skip
+    assert [row.tolist() for row in columns] == [[2] * 3, [3] * 3, [3] * 3, [4] * 3]
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+def test_masks_come_back_exactly(any_grid: Grid, density: float) -> None:
+    # Random voxels: holes, islands in holes, diagonal neighbours and all borders of the image.
+    mask = np.random.default_rng(0).random(any_grid.shape) < density
+    again = contour_mask(flatten(mask_contours(mask, any_grid)), any_grid)
+    np.testing.assert_array_equal(again, mask)
+
+
+def test_masks_come_back_on_a_larger_grid() -> None:
+    small, large = Grid((5, 4, 3), (1, 2, 3), (10, 20, 30)), Grid((9, 8, 7), (1, 2, 3), (8, 16, 24))
+    mask = np.random.default_rng(1).random(small.shape) < 0.5
+    expected = np.zeros(large.shape, bool)
+    expected[2:5, 2:6, 2:7] = mask
+    np.testing.assert_array_equal(contour_mask(flatten(mask_contours(mask, small)), large), expected)
+
+
+def test_an_outline_surrounds_half_a_pixel_less_than_its_pixels() -> None:
+    # Every corner cuts off an eighth, and an outline has four outward corners more than inward ones.
+    grid = Grid((9, 8, 3), (0.5, 2.0, 3.0))
+    mask = np.zeros(grid.shape, bool)
+    mask[1, 2:6, 1:8] = True
+    mask[1, 5, 1:3] = False
+    (outline,) = flatten(mask_contours(mask, grid))
+    x, y, z = outline.T
+    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+    assert area == pytest.approx((mask.sum() - 0.5) * 0.5 * 2.0)
+    assert set(z) == {3.0}
+    # Midway between voxels inside and outside.
+    np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [0.25, 3.75, 3.0, 11.0])
+
+
+def test_even_odd() -> None:
+    grid = Grid((20, 20, 3), (1, 1, 1))
+    outer, hole, island = (polygon(grid, box(a, a, 19 - a, 19 - a), 1) for a in (1.5, 4.5, 7.5))
+    counts = [contour_mask(part, grid)[1].sum() for part in ([outer], [outer, hole], [outer, hole, island])]
+    assert counts == [16**2, 16**2 - 10**2, 16**2 - 10**2 + 4**2]
+    assert contour_mask([island, outer, hole], grid)[1, 9, 9]
+    # Apart in the same plane: both.
+    assert contour_mask([polygon(grid, box(0.5, 0.5, 3.5, 3.5), 1), island], grid)[1].sum() == 9 + 16
+
+
+@pytest.mark.parametrize("seam", [9.0, 9.37])  # through voxel centres, and beside them
+def test_keyhole(seam: float) -> None:
+    grid = Grid((20, 20, 3), (1, 1, 1))
+    outer = [(seam, 1.5), (17.5, 1.5), (17.5, 17.5), (1.5, 17.5), (1.5, 1.5), (seam, 1.5)]
+    inner = [(seam, 4.5), (4.5, 4.5), (4.5, 14.5), (14.5, 14.5), (14.5, 4.5), (seam, 4.5)]
+    mask = contour_mask([polygon(grid, outer + inner, 1)], grid)
+    expected = np.zeros((20, 20), bool)
+    expected[2:18, 2:18] = True
+    expected[5:15, 5:15] = False
+    np.testing.assert_array_equal(mask[1], expected)
+
+
+def test_neighbours_share_no_voxel_and_lose_none() -> None:
+    # Their common border runs through voxel centres: each belongs to one of the two.
+    grid = Grid((20, 20, 3), (1, 1, 1))
+    left, right = polygon(grid, box(2.5, 2.5, 9, 9.5), 1), polygon(grid, box(9, 2.5, 15.5, 9.5), 1)
+    both = contour_mask([left, right], grid)[1]
+    assert both.sum() == 13 * 7
+    assert contour_mask([left], grid).sum() + contour_mask([right], grid).sum() == 13 * 7
+
+
+def test_the_same_pixels_as_a_test_of_each_point() -> None:
+    # Random polygons that cross themselves, also beyond the image; no centre lies on a border.
+    draw = np.random.default_rng(0)
+    grid = Grid((23, 17, 3), (1, 1, 1))
+    for _ in range(20):
+        corners = draw.uniform(-6, 28, (draw.integers(3, 30), 2))
+        expected = grid_points_in_poly((17, 23), corners[:, ::-1])
+        found = contour_mask([polygon(grid, [(x, y) for x, y in corners], 1)], grid)
+        np.testing.assert_array_equal(found[1], expected)
+
+
+# -- near the truth
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("distance_mm", [1.0, 3.0])
+def test_axial_contours_of_a_sphere_on_any_grid(direction: np.ndarray, distance_mm: float) -> None:
+    centre, radius_mm = np.array([-12.3, 33.4, 87.6]), 14.0
+    spacing = (1.0, 0.8, 1.3)
+    corner = centre - direction @ (np.array([24, 27, 18]) * spacing)
+    grid = Grid((50, 56, 38), spacing, tuple(corner), tuple(direction.ravel()))
+    contours = rings(centre, radius_mm, np.arange(70, 106, distance_mm))
+    mask = contour_mask(contours, grid)
+    points = grid.points_world()
+    truth = np.linalg.norm(points - centre, axis=-1) < radius_mm
+    # Of planes 3 mm apart the sphere's ends are cut or capped (0.98); else only the border's voxels differ.
+    assert dice(mask, truth) > (0.99 if distance_mm == 1 else 0.975)
+    # Planes aren't symmetric about the centre; across them nothing may shift: a tenth of half a voxel.
+    shift = points[mask].mean(0) - points[truth].mean(0)
+    assert np.abs(shift[:2]).max() < 0.05
+    assert abs(shift[2]) < 0.2
+
+
+def test_contours_of_oblique_planes_on_an_axial_grid() -> None:
+    grid = make_grid(DIRECTIONS["oblique"], (40, 44, 48), (1.0, 0.9, 0.8))
+    centre = grid.centre_mm + np.array([0.3, -0.2, 0.1])
+    drawn = np.linalg.norm(grid.points_world() - centre, axis=-1) < 14
+    axial = Grid((60, 60, 60), (0.9, 0.8, 1.1), tuple(centre - [27.3, 24.1, 31.7]))
+    mask = contour_mask(flatten(mask_contours(drawn, grid)), axial)
+    points = axial.points_world()
+    truth = np.linalg.norm(points - centre, axis=-1) < 14
+    assert dice(mask, truth) > 0.985
+    assert np.abs(points[mask].mean(0) - centre).max() < 0.05
+
+
+def test_round_trip_at_1_mm() -> None:
+    """Contour -> mask -> contour -> mask, of a sphere of 14 mm and of the phantom's tumour."""
+    centre = np.array([3.3, -7.1, 12.4])
+    grid = Grid((40, 40, 40), (1, 1, 1), tuple(np.floor(centre) - 20))
+    sphere = np.linalg.norm(grid.points_world() - centre, axis=-1) < 14
+    from_circles = contour_mask(rings(centre, 14, np.arange(-8, 33)), grid)
+    assert dice(from_circles, sphere) > 0.999
+    around = Grid((44, 44, 44), (1, 1, 1), tuple(np.array(TUMOUR_CENTRE_MM) - 21.7))
+    tumour = sitk.GetArrayFromImage(Phantom(grid=around).labels(0.0)) == LABELS["tumour"]
+    for mask, on in ((from_circles, grid), (tumour, around)):
+        again = contour_mask(flatten(mask_contours(mask, on)), on)
+        assert mask.sum() > 10_000
+        np.testing.assert_array_equal(again, mask)  # better than a Dice of 0.98: the same
+
+
+# -- between the planes
+
+
+def test_the_shape_is_interpolated_between_planes() -> None:
+    grid = Grid((41, 41, 9), (1, 1, 1))
+    below, above = polygon(grid, box(14.5, 14.5, 25.5, 25.5), 2), polygon(grid, box(10.5, 10.5, 29.5, 29.5), 6)
+    mask = contour_mask([below, above], grid)
+    widths = mask[:, 20].sum(1)
+    # From 11 to 19 in four steps; the ends reach half the distance of 4 mm further, of which one border counts.
+    assert widths.tolist() == [0, 11, 11, 13, 15, 17, 19, 19, 19]
+
+
+def test_the_interpolated_border_lies_where_it_should() -> None:
+    # 5.5 mm from the centre at z = 0 and 6.5 mm at z = 2; at 0.8 mm it is 5.9, short of the pixel 6 mm away.
+    grid, lattice = Grid((41, 41, 3), (1, 1, 2)), Grid((41, 41, 3), (1, 1, 0.8))
+    contours = [polygon(grid, box(20 - a, 20 - a, 20 + a, 20 + a), k) for k, a in ((0, 5.5), (1, 6.5))]
+    assert contour_mask(contours, lattice)[:, 20].sum(1).tolist() == [11, 11, 13]
+
+
+def test_one_missing_plane_is_filled_and_two_are_not() -> None:
+    grid = Grid((21, 21, 15), (1, 1, 2))
+
+    def reach(planes: list[int]) -> list[int]:
+        mask = contour_mask([polygon(grid, box(4.5, 4.5, 12.5, 12.5), k) for k in planes], grid)
+        return np.flatnonzero(mask.any((1, 2))).tolist()
+
+    assert reach([3, 4, 6, 7]) == [3, 4, 5, 6, 7]
+    assert reach([3, 4, 7, 8]) == [3, 4, 7, 8]
+    # Drawn on every second slice throughout: that is the distance, and nothing is missing. 12 mm is too far.
+    assert reach([2, 4, 6]) == [2, 3, 4, 5, 6, 7]
+    assert reach([2, 8]) == [2, 8]
+
+
+def test_a_plane_alone_is_as_thick_as_is_said() -> None:
+    grid = Grid((21, 21, 21), (1, 1, 1))
+    contours = [polygon(grid, box(4.5, 4.5, 12.5, 12.5), 10)]
+    for thickness_mm, slices in ((None, 1), (3.0, 3), (5.0, 5), (0.4, 1)):
+        assert contour_mask(contours, grid, thickness_mm).any((1, 2)).sum() == slices
+    assert plane_distance_mm(contours) is None
+
+
+def test_slices_midway_between_planes_are_counted_once() -> None:
+    # A grid shifted by half a slice: the volume stays, no end is counted twice.
+    scan, shifted = Grid((21, 21, 12), (1, 1, 2)), Grid((21, 21, 12), (1, 1, 2), (0, 0, 1))
+    contours = [polygon(scan, box(4.5, 4.5, 12.5, 12.5), k) for k in (3, 4, 5, 6)]
+    assert contour_mask(contours, scan).sum() == contour_mask(contours, shifted).sum() == 4 * 64
+
+
+def test_distance_of_planes() -> None:
+    grid = Grid((21, 21, 15), (1, 1, 2.5))
+    contours = [polygon(grid, box(4.5, 4.5, 12.5, 12.5), k) for k in (9, 3, 4, 3)]
+    assert plane_distance_mm(contours) == pytest.approx(2.5)
+    assert plane_distance_mm([contours[0], contours[1] - [0, 0, 20]]) is None
+
+
+# -- refused
+
+
+def test_contours_elsewhere_cover_nothing() -> None:
+    grid = Grid((5, 6, 7), (1, 1, 1))
+    assert not contour_mask([polygon(grid, box(0.5, 0.5, 3.5, 3.5), 3) + np.array([0, 0, 100])], grid).any()
+    assert not contour_mask([polygon(grid, box(0.5, 0.5, 3.5, 3.5), 3) + np.array([50, 0, 0])], grid).any()
+    # Partly outside: the part that is inside.
+    assert contour_mask([polygon(grid, box(-9, -9, 1.5, 2.5), 3)], grid).sum() == 2 * 3
+
+
+def test_what_is_no_stack_of_planes_is_refused() -> None:
+    grid = Grid((21, 21, 21), (1, 1, 1))
+    flat = polygon(grid, box(4.5, 4.5, 12.5, 12.5), 10)
+    with pytest.raises(InputError, match="there are none"):
+        contour_mask([], grid)
+    bent = flat + np.array([[0, 0, 0], [0, 0, 3], [0, 0, 0], [0, 0, 3]])
+    with pytest.raises(InputError, match="parallel planes"):
+        contour_mask([bent], grid)
+    with pytest.raises(InputError, match="parallel planes"):
+        contour_mask([flat, polygon(grid, box(4.5, 4.5, 12.5, 12.5), 10, axis=0)], grid)
+    with pytest.raises(InputError, match="does not fit"):
+        mask_contours(np.zeros((2, 3, 4), bool), grid)
+
+
+def test_rounded_coordinates_stay_planar(any_grid: Grid) -> None:
+    # 0.01 mm, as some systems write: a tenth of what is allowed.
+    contours = [np.round(polygon(any_grid, box(0.6, -0.4, 2.4, 2.4), k), 2) for k in (1, 2)]
+    exact = [polygon(any_grid, box(0.6, -0.4, 2.4, 2.4), k) for k in (1, 2)]
+    np.testing.assert_array_equal(contour_mask(contours, any_grid), contour_mask(exact, any_grid))

@@ -1,0 +1,450 @@
+"""RTSTRUCT files: written by hand and by the library, read back onto grids, and what is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from conftest import DIRECTIONS, make_grid
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
+
+from stnerp.errors import InputError, MissingFileError
+from stnerp.geometry import Grid
+from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series, series_grid, write_dicom_series
+from stnerp.io.rtstruct import (
+    Roi,
+    StructureSet,
+    read_rtstruct,
+    roi_labels,
+    roi_mask,
+    rtstruct_contents,
+    write_rtstruct,
+)
+
+GRID = Grid((9, 8, 6), (1.0, 2.0, 3.0), (-20.0, 13.0, 105.0))
+
+
+def write_by_hand(path: Path, rois: list[dict[str, Any]], **tags: Any) -> Path:
+    """An RTSTRUCT made of tags alone. ROIs: number, name, and contours [(type, points (N, 3))], or none."""
+    file = Dataset()
+    file.SOPClassUID, file.SOPInstanceUID, file.Modality = RTStructureSetStorage, "1.2.3.4", "RTSTRUCT"
+    file.StructureSetROISequence, file.ROIContourSequence = [], []
+    for roi in rois:
+        named = Dataset()
+        named.ROINumber, named.ROIName = roi["number"], roi["name"]
+        file.StructureSetROISequence.append(named)
+        if "contours" not in roi:
+            continue
+        drawn = Dataset()
+        drawn.ReferencedROINumber, drawn.ROIDisplayColor = roi["number"], [1, 2, 3]
+        drawn.ContourSequence = []
+        for kind, points in roi["contours"]:
+            contour = Dataset()
+            contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
+            contour.ContourData = [f"{value:.6g}" for value in np.ravel(points)]
+            drawn.ContourSequence.append(contour)
+        file.ROIContourSequence.append(drawn)
+    for keyword, value in tags.items():
+        setattr(file, keyword, value)
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def rectangle(z: float, x0: float = -18.5, y0: float = 16.0, x1: float = -15.5, y1: float = 22.0) -> np.ndarray:
+    return np.array([[x0, y0, z], [x1, y0, z], [x1, y1, z], [x0, y1, z]])
+
+
+def by_hand(path: Path, *contours: tuple[str, np.ndarray], name: str = "A") -> Roi:
+    return read_rtstruct(write_by_hand(path, [{"number": 1, "name": name, "contours": contours}])).rois[0]
+
+
+def ct(folder: Path, grid: Grid = GRID, **settings: Any) -> DicomSeries:
+    """A CT series whose voxels nearly all differ."""
+    image = grid.image((np.arange(grid.voxels) % 3000).astype(np.int16).reshape(grid.shape))
+    settings = {"patient_id": "Ä^1", "description": "a, 30.0%", "date": "20030702", "time": "101500", **settings}
+    return write_dicom_series(image, folder, **settings)
+
+
+def some_labels(grid: Grid, count: int = 2) -> sitk.Image:
+    return grid.image(np.random.default_rng(0).integers(0, count + 1, grid.shape).astype(np.uint8))
+
+
+def array(image: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayFromImage(image)
+
+
+# -- files of other programs
+
+
+def test_a_contour_in_mm_covers_the_voxels_there(tmp_path: Path) -> None:
+    # By hand, from the tags alone: LPS mm, x 1 mm, y 2 mm, z 3 mm apart from (-20, 13, 105).
+    roi = by_hand(tmp_path / "a.dcm", ("CLOSED_PLANAR", rectangle(108.0)), ("CLOSED_PLANAR", rectangle(111.0)))
+    expected = np.zeros(GRID.shape, np.uint8)
+    expected[1:3, 2:5, 2:5] = 1  # x -18, -17, -16; y 17, 19, 21; z 108, 111
+    np.testing.assert_array_equal(array(roi_mask(roi, GRID)), expected)
+    assert Grid.of(roi_mask(roi, GRID)).is_close(GRID)
+    assert (roi.number, roi.name, roi.color, roi.thickness_mm) == (1, "A", (1, 2, 3), 3.0)
+
+
+def test_points_and_lines_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    closed = ("CLOSED_PLANAR", rectangle(108.0))
+    others = [
+        ("POINT", rectangle(120)[:1]),
+        ("OPEN_PLANAR", rectangle(111)),
+        ("CLOSED_PLANAR", rectangle(111)[:2]),
+    ]
+    with caplog.at_level("INFO", "stnerp"):
+        roi = by_hand(tmp_path / "a.dcm", closed, *others)
+    assert len(roi.contours) == 1
+    assert "ROI 'A': 3 points or open lines left out" in caplog.text
+    assert array(roi_mask(roi, GRID)).sum() == 9
+
+
+def test_rois_without_contours(tmp_path: Path) -> None:
+    path = write_by_hand(
+        tmp_path / "a.dcm",
+        [
+            {"number": 1, "name": "named only"},
+            {"number": 2, "name": "empty", "contours": []},
+            {"number": 3, "name": "isocentre", "contours": [("POINT", rectangle(108.0)[:1])]},
+        ],
+    )
+    structures = read_rtstruct(path)
+    assert [len(roi.contours) for roi in structures.rois] == [0, 0, 0]
+    for roi in structures.rois:
+        with pytest.raises(InputError, match=f"ROI '{roi.name}': has no closed contours"):
+            roi_mask(roi, GRID)
+
+
+def test_holes_of_either_type(tmp_path: Path) -> None:
+    inner = rectangle(108.0, -17.5, 18.0, -16.5, 20.0)  # one voxel
+    for kind in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
+        roi = by_hand(tmp_path / f"{kind}.dcm", (kind, inner), (kind, rectangle(108.0)))
+        mask = array(roi_mask(roi, GRID))
+        assert mask.sum() == 8
+        assert mask[1, 3, 3] == 0
+
+
+def test_one_plane_is_as_thick_as_the_other_rois_planes(tmp_path: Path) -> None:
+    alone = {"number": 1, "name": "alone", "contours": [("CLOSED_PLANAR", rectangle(110.0))]}
+    stack = {"number": 2, "name": "stack", "contours": [("CLOSED_PLANAR", rectangle(z)) for z in (110.0, 115.0)]}
+    thin = Grid((9, 8, 20), (1, 2, 1), (-20, 13, 105))
+    roi = read_rtstruct(write_by_hand(tmp_path / "a.dcm", [alone, stack])).roi("alone")
+    assert array(roi_mask(roi, thin)).any((1, 2)).sum() == 5
+    roi = read_rtstruct(write_by_hand(tmp_path / "b.dcm", [alone])).roi("alone")
+    assert array(roi_mask(roi, thin)).any((1, 2)).sum() == 1
+
+
+def test_an_example_of_pydicom_without_preamble() -> None:
+    structures = read_rtstruct(get_testdata_file("rtstruct.dcm"))
+    assert [(roi.name, len(roi.contours)) for roi in structures.rois] == [
+        ("patient", 3),
+        ("Isocenter 1", 0),
+        ("Isocenter 2", 0),
+    ]
+    assert structures.series_uids == ("1.2.826.0.1.3680043.8.498.2010020400001.2.1.1",)
+    assert rtstruct_contents(structures.path).names == ("patient", "Isocenter 1", "Isocenter 2")
+
+
+# -- names
+
+
+def structures_named(*names: str, drawn: bool = True) -> StructureSet:
+    contours = (rectangle(108.0),) if drawn else ()
+    return StructureSet("a.dcm", "", (), tuple(Roi(i, name, None, contours) for i, name in enumerate(names, 1)))
+
+
+def test_names_are_found_as_they_are_then_without_spaces_and_case() -> None:
+    structures = structures_named("Tumor_ c00", "LN2_C10", "tumor_c00")
+    assert structures.roi("tumor_c00").number == 3
+    assert structures.roi("Tumor_ c00").number == 1
+    assert structures.roi("ln2_c10").number == 2
+    assert structures.roi(2).name == "LN2_C10"
+    with pytest.raises(InputError, match=r"'TUMOR_C00' fits several ROIs \(1 'Tumor_ c00', 3 'tumor_c00'\)"):
+        structures.roi("TUMOR_C00")
+    with pytest.raises(InputError, match="no ROI 'Tumor'; there are: Tumor_ c00, LN2_C10, tumor_c00"):
+        structures.roi("Tumor")
+    with pytest.raises(InputError, match="no ROI 7"):
+        structures.roi(7)
+
+
+def test_of_two_rois_of_one_name_the_drawn_one_counts() -> None:
+    empty, drawn = Roi(1, "A"), Roi(2, "A", None, (rectangle(108.0),))
+    assert StructureSet("a.dcm", "", (), (empty, drawn)).roi("A") is drawn
+    assert StructureSet("a.dcm", "", (), (empty,)).roi("A") is empty
+    with pytest.raises(InputError, match="several ROIs"):
+        structures_named("A", "A").roi("A")
+
+
+def test_names_are_data(tmp_path: Path) -> None:
+    # They lead nowhere: into no other folder, through no format string, pattern or markup.
+    names = ["../../evil", "C:/x", "a%s{0}", "*", "Größe µ", "x" * 64]
+    folder = tmp_path / "inside"
+    series = ct(tmp_path / "ct")
+    folder.mkdir()
+    write_rtstruct(some_labels(GRID, len(names)), dict(enumerate(names, 1)), series, folder / "rs.dcm")
+    assert [roi.name for roi in read_rtstruct(folder / "rs.dcm").rois] == names
+    assert [path.name for path in folder.iterdir()] == ["rs.dcm"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ct", "inside"]
+
+
+# -- written by the library
+
+
+@pytest.mark.parametrize("orientation", DIRECTIONS)
+def test_labels_come_back_exactly_on_the_series_grid(tmp_path: Path, orientation: str) -> None:
+    series = ct(tmp_path / "ct", make_grid(DIRECTIONS[orientation]))
+    grid = Grid.of(read_dicom_series(series))
+    assert series_grid(series).is_close(grid, 1e-9)
+    labels = some_labels(grid, 3)
+    names = {1: "Tumor_c30", 2: "Lungs", 3: "not there"}
+    labels = sitk.Mask(labels, labels != 3)
+    write_rtstruct(labels, names, series, tmp_path / "rs.dcm", colors={2: (10, 20, 30)})
+    structures = read_rtstruct(tmp_path / "rs.dcm")
+    assert {roi.number: roi.name for roi in structures.rois} == names
+    assert structures.roi("Lungs").color == (10, 20, 30)
+    np.testing.assert_array_equal(array(roi_labels(structures.rois[:2], grid)), array(labels))
+    assert structures.rois[2].contours == ()
+
+
+def test_labels_of_a_grid_that_runs_the_other_way(tmp_path: Path) -> None:
+    # Drawn on a left-handed grid, written for the series as it is read, which is right-handed.
+    grid = make_grid(DIRECTIONS["LAS, left-handed"])
+    series = ct(tmp_path / "ct", grid)
+    labels = some_labels(grid, 1)
+    write_rtstruct(labels, {1: "A"}, series, tmp_path / "rs.dcm")
+    mask = roi_mask(read_rtstruct(tmp_path / "rs.dcm").rois[0], grid)
+    np.testing.assert_array_equal(array(mask), array(labels))
+
+
+def test_labels_of_a_finer_grid_are_written_at_sub_voxel_accuracy(tmp_path: Path) -> None:
+    series = ct(tmp_path / "ct", Grid((26, 27, 20), (2.0, 2.0, 2.0), (-26.0, -27.0, -20.0)))
+    fine = Grid((60, 60, 60), (1.0, 1.0, 1.0), (-30.2, -29.7, -29.9))
+    distance_mm = np.linalg.norm(fine.points_world() - [0.4, -0.3, 0.2], axis=-1)
+    sphere = distance_mm < 14
+    write_rtstruct(fine.image(sphere.astype(np.uint8)), {1: "S"}, series, tmp_path / "rs.dcm")
+    roi = read_rtstruct(tmp_path / "rs.dcm").rois[0]
+    # In-plane the contours are those of 1 mm voxels, on slices 2 mm apart.
+    radii = np.concatenate([np.linalg.norm(points - [0.4, -0.3, 0.2], axis=1) for points in roi.contours])
+    assert np.abs(radii - 14).max() < 1.5  # a step of the staircase, in 3D
+    assert abs(radii.mean() - 14) < 0.1
+    mask = array(roi_mask(roi, fine)) > 0
+    assert 2 * (mask & sphere).sum() / (mask.sum() + sphere.sum()) > 0.98
+
+
+def test_references_to_the_series(tmp_path: Path) -> None:
+    series = ct(tmp_path / "ct")
+    write_rtstruct(some_labels(GRID), {1: "A", 2: "B"}, series, tmp_path / "rs.dcm")
+    structures, contents = read_rtstruct(tmp_path / "rs.dcm"), rtstruct_contents(tmp_path / "rs.dcm")
+    for found in (structures, contents):
+        assert found.series_uids == (series.series_uid,)
+        assert found.frame_uid == series.frame_uid != ""
+    assert contents.image_uids == set(series.image_uids)
+    assert contents.names == ("A", "B")
+    file, scan = pydicom.dcmread(tmp_path / "rs.dcm"), pydicom.dcmread(series.files[0])
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate", "FrameOfReferenceUID"):
+        assert file[keyword].value == scan[keyword].value
+    assert file.SeriesInstanceUID != scan.SeriesInstanceUID
+    # Each contour names the slice that it lies in.
+    position = {uid: piece.position for uid, piece in zip(series.image_uids, series.slices, strict=True)}
+    contours = [contour for roi in file.ROIContourSequence for contour in roi.ContourSequence]
+    for contour in contours:
+        uid = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+        assert {float(z) for z in contour.ContourData[2::3]} == {position[uid][2]}
+    assert len(contours) > 2 * GRID.size[2]
+
+
+def test_required_attributes(tmp_path: Path) -> None:
+    """Type 1 (there, not empty) and type 2 (there) of DICOM PS3.3 A.19.3 and the modules it names."""
+    series = ct(tmp_path / "ct")
+    write_rtstruct(some_labels(GRID), {1: "A", 2: "B"}, series, tmp_path / "rs.dcm")
+    file = pydicom.dcmread(tmp_path / "rs.dcm")
+    frame = file.ReferencedFrameOfReferenceSequence[0]
+    study = frame.RTReferencedStudySequence[0]
+    image = study.RTReferencedSeriesSequence[0].ContourImageSequence[0]
+    contour = file.ROIContourSequence[1].ContourSequence[0]
+    reference = "ReferencedSOPClassUID ReferencedSOPInstanceUID"
+    filled: list[tuple[Dataset, str]] = [
+        (file, "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality StructureSetLabel"),
+        (file, "StructureSetROISequence ROIContourSequence RTROIObservationsSequence FrameOfReferenceUID"),
+        (frame, "FrameOfReferenceUID"),
+        (study, reference),
+        (study.RTReferencedSeriesSequence[0], "SeriesInstanceUID ContourImageSequence"),
+        (image, reference),
+        (file.StructureSetROISequence[1], "ROINumber ReferencedFrameOfReferenceUID"),
+        (file.ROIContourSequence[1], "ReferencedROINumber"),
+        (contour, "ContourGeometricType NumberOfContourPoints ContourData"),
+        (contour.ContourImageSequence[0], reference),
+        (file.RTROIObservationsSequence[1], "ObservationNumber ReferencedROINumber"),
+    ]
+    there: list[tuple[Dataset, str]] = [
+        (file, "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber"),
+        (file, "ReferringPhysicianName SeriesNumber Manufacturer OperatorsName StructureSetDate StructureSetTime"),
+        (file.StructureSetROISequence[1], "ROIName ROIGenerationAlgorithm"),
+        (file.RTROIObservationsSequence[1], "RTROIInterpretedType ROIInterpreter"),
+    ]
+    for dataset, keywords in filled + there:
+        assert [keyword for keyword in keywords.split() if keyword not in dataset] == []
+    for dataset, keywords in filled:
+        assert [keyword for keyword in keywords.split() if dataset[keyword].is_empty] == []
+    assert contour.NumberOfContourPoints * 3 == len(contour.ContourData)
+    # Points close by themselves: the first isn't repeated.
+    assert list(contour.ContourData[:3]) != list(contour.ContourData[-3:])
+
+
+def test_a_hole_has_its_own_type(tmp_path: Path) -> None:
+    series = ct(tmp_path / "ct")
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[2, 2:7, 2:7], labels[2, 4, 4] = 1, 2
+    write_rtstruct(GRID.image(labels), {1: "ring", 2: "core"}, series, tmp_path / "rs.dcm")
+    kinds = [
+        {contour.ContourGeometricType for contour in roi.ContourSequence}
+        for roi in pydicom.dcmread(tmp_path / "rs.dcm").ROIContourSequence
+    ]
+    assert kinds == [{"CLOSEDPLANAR_XOR"}, {"CLOSED_PLANAR"}]
+
+
+def test_contours_of_many_points(tmp_path: Path) -> None:
+    # A comb: more text than an explicit type can count (64 kB).
+    grid = Grid((100, 100, 3), (1, 1, 1))
+    comb = np.zeros(grid.shape, np.uint8)
+    comb[1, 1:98, 1:98:2] = 1
+    comb[1, 50] = 1
+    series = ct(tmp_path / "ct", grid)
+    write_rtstruct(grid.image(comb), {1: "comb"}, series, tmp_path / "rs.dcm")
+    roi = read_rtstruct(tmp_path / "rs.dcm").rois[0]
+    assert max(len(points) for points in roi.contours) > 3000
+    np.testing.assert_array_equal(array(roi_mask(roi, grid)), comb)
+
+
+def test_overlapping_rois_keep_the_first() -> None:
+    big = Roi(1, "big", None, (rectangle(108.0), rectangle(111.0)))
+    small = Roi(2, "small", None, (rectangle(108.0, -17.5, 18.0, -16.5, 20.0),), 3.0)
+    assert np.unique(array(roi_labels([big, small], GRID))).tolist() == [0, 1]
+    labels = array(roi_labels([small, big], GRID))
+    assert [(labels == i).sum() for i in (1, 2)] == [1, 17]
+
+
+# -- refused
+
+
+def test_what_is_no_rtstruct_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"a\.dcm: no such file"):
+        read_rtstruct(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").write_text("not DICOM")
+    series = ct(tmp_path / "ct")
+    path = tmp_path / "rs.dcm"
+    write_rtstruct(some_labels(GRID), {1: "A", 2: "B"}, series, path)
+    for file in (tmp_path / "b.dcm", Path(series.files[0])):
+        for read in (read_rtstruct, rtstruct_contents):
+            with pytest.raises(InputError, match=file.name):
+                read(file)
+    # Cut short anywhere: an error of one line, or what was whole, and never a traceback of pydicom's.
+    whole = path.read_bytes()
+    for end in range(100, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:end])
+        with suppress(InputError):
+            assert {roi.name for roi in read_rtstruct(path).rois} <= {"A", "B"}
+
+
+def test_contours_that_are_no_points(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.dcm: ROI 'A': a contour is no list of points"):
+        by_hand(tmp_path / "a.dcm", ("CLOSED_PLANAR", rectangle(108.0).ravel()[:10]))
+    bent = by_hand(tmp_path / "b.dcm", ("CLOSED_PLANAR", rectangle(108.0) + [[0, 0, 0], [0, 0, 5]] * 2))
+    with pytest.raises(InputError, match="ROI 'A': contours: they don't lie in parallel planes"):
+        roi_mask(bent, GRID)
+
+
+def test_an_roi_elsewhere(tmp_path: Path) -> None:
+    roi = by_hand(tmp_path / "a.dcm", ("CLOSED_PLANAR", rectangle(308.0)))
+    with pytest.raises(InputError, match="ROI 'A': covers no voxel of the image"):
+        roi_mask(roi, GRID)
+
+
+def test_write_refuses(tmp_path: Path) -> None:
+    series, labels, path = ct(tmp_path / "ct"), some_labels(GRID), tmp_path / "rs.dcm"
+    names = {1: "A", 2: "B"}
+    for wrong, message in (
+        ({1: "A"}, r"names: labels \[2\] have none"),
+        ({1: "A", 2: "B\\C"}, "no backslash"),
+        ({1: "A", 2: "B\n"}, "no backslash or line break"),
+        ({1: "A", 2: ""}, "1 to 64 characters"),
+        ({1: "A", 2: "x" * 65}, "1 to 64 characters"),
+        ({**names, 0: "air"}, "label 0 must be a positive"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_rtstruct(labels, wrong, series, path)
+    with pytest.raises(InputError, match="title"):
+        write_rtstruct(labels, names, series, path, title="x" * 17)
+    with pytest.raises(MissingFileError, match="folder does not exist"):
+        write_rtstruct(labels, names, series, tmp_path / "no" / "rs.dcm")
+    assert not path.exists()
+    write_rtstruct(labels, names, series, path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="already exists"):
+        write_rtstruct(labels, names, series, path)
+    assert path.read_bytes() == before
+    write_rtstruct(labels, names, series, path, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ct", "rs.dcm"]
+
+
+def test_a_series_without_a_frame_of_reference_has_no_place_for_contours(tmp_path: Path) -> None:
+    series = ct(tmp_path / "ct")
+    for name in series.files:
+        file = pydicom.dcmread(name)
+        del file.FrameOfReferenceUID
+        file.save_as(name)
+    (series,) = dicom_series(tmp_path / "ct")
+    with pytest.raises(InputError, match=r"'a, 30\.0%' has no frame of reference"):
+        write_rtstruct(some_labels(GRID), {1: "A", 2: "B"}, series, tmp_path / "rs.dcm")
+
+
+# -- the CT series that contours are written for
+
+
+def test_written_series_read_back(tmp_path: Path) -> None:
+    grid = make_grid(DIRECTIONS["oblique"])
+    values = np.random.default_rng(0).integers(-1024, 3000, grid.shape).astype(np.float32)
+    series = write_dicom_series(grid.image(values + 0.3), tmp_path / "ct", patient_id="p", number=7)
+    image = read_dicom_series(tmp_path / "ct")
+    np.testing.assert_array_equal(array(image), values)
+    # Positions are written with ten digits.
+    assert Grid.of(image).is_close(grid, 1e-6)
+    assert (series.patient_id, series.number, series.frame_uid != "") == ("p", 7, True)
+    assert len(set(series.image_uids)) == grid.size[2]
+
+
+def test_series_of_one_study_share_what_is_given(tmp_path: Path) -> None:
+    shared = {"study_uid": "1.2.3", "frame_uid": "1.2.4"}
+    first, second = ct(tmp_path / "a", **shared), ct(tmp_path / "b", **shared)
+    assert first.study_uid == second.study_uid == "1.2.3"
+    assert first.frame_uid == second.frame_uid == "1.2.4"
+    assert first.series_uid != second.series_uid
+    assert not set(first.image_uids) & set(second.image_uids)
+
+
+def test_write_series_refuses(tmp_path: Path) -> None:
+    image = GRID.image(np.zeros(GRID.shape, np.int16))
+    with pytest.raises(InputError, match="HU must lie between"):
+        write_dicom_series(image - 2000, tmp_path / "a", patient_id="p")
+    with pytest.raises(InputError, match="HU must lie between"):
+        write_dicom_series(sitk.Cast(image, sitk.sitkFloat32) * np.nan, tmp_path / "a", patient_id="p")
+    with pytest.raises(InputError, match="date: '2003-07-02'"):
+        write_dicom_series(image, tmp_path / "a", patient_id="p", date="2003-07-02")
+    with pytest.raises(InputError, match="at least two slices"):
+        write_dicom_series(image[:, :, :1], tmp_path / "a", patient_id="p")
+    with pytest.raises(MissingFileError, match="parent folder"):
+        write_dicom_series(image, tmp_path / "no" / "a", patient_id="p")
+    assert list(tmp_path.iterdir()) == []
+    write_dicom_series(image, tmp_path / "a", patient_id="p")
+    with pytest.raises(InputError, match="no empty folder"):
+        write_dicom_series(image, tmp_path / "a", patient_id="p")
