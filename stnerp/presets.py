@@ -177,6 +177,7 @@ PAPER = Preset(
 
 # Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset.
 FLOW = DefNetSettings(
+    squarings=5,
     detail_mm=None,
     noise=0.02,
     diffusion=0.1,
