@@ -135,8 +135,9 @@ def test_linear_velocity_is_the_matrix_exponential(oblique_grid: Grid) -> None:
         matrix = scipy.linalg.expm((-t if inverse else t) * Linear.PER_MM)
         expected = oblique_grid.centre_mm + oblique_grid.vectors_to_world(axis_mm @ matrix.T)
         error = np.abs(found.map_points(points, t, inverse) - expected).max()
-        # With n squarings (I + A / 2ⁿ)^(2ⁿ) errs by |A|² / 2ⁿ⁺¹ = 0.2² / 128, over 15 mm: 0.005 mm.
-        assert error < 0.01
+        # With n squarings (I + A / 2ⁿ)^(2ⁿ) errs by |A|² / 2ⁿ⁺¹; n = 4: 0.2² / 32, over 15 mm: 0.019 mm.
+        # The velocity taken for the displacement errs by |A|² / 2: 0.3 mm.
+        assert error < 0.02
         assert np.abs(expected - points).max() > 1
 
 
