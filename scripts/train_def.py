@@ -59,6 +59,8 @@ def main(config: DictConfig) -> None:
             RefNet.load(out / "ref_net.pt") if config.prior else None,
             align=config.align,
             appearance=config.appearance,
+            guided_times=plain(config.guided_times),
+            init=plain(config.init),
             device=config.device,
             seed=config.seed,
             progress=config.progress,
@@ -79,9 +81,17 @@ def main(config: DictConfig) -> None:
                 title += f"\n{rows[-1]['psnr_db']:.1f} dB where the reference reaches"
             wrote(draw(out / "pictures" / f"t{time_name(series.times[i])}.png", patient, prediction, title))
         wrote(write_csv(out / "metrics.csv", rows), out / "train_def.log")
+        settings = model.settings
         for table in tables(rows, patient):
             logger.info("\n%s", table)
+        if settings.contours > 0 or settings.landmarks > 0:
+            logger.info("\ncontours or landmarks guided this fit: where they did, their scores are no test of it")
         logger.info("\nfiles to model: %.1f s%s", seconds, " besides the Ref-Net" if config.prior else "")
+
+
+def plain(value: Any) -> Any:
+    """A list of the config as a Python list; anything else as it is."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def tables(rows: Sequence[Mapping[str, Any]], patient: PatientData) -> list[str]:

@@ -8,8 +8,8 @@ Times are done one after the other, so memory doesn't grow with their number.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, random_slab
+from stnerp.guidance import Guide, guides_of
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
@@ -31,6 +32,7 @@ from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
+from stnerp.warm_start import RATE, Init, start_from
 from stnerp.warp import displaced_points, resize, sample
 
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
@@ -46,6 +48,8 @@ def fit_deformation(
     seed: int = 0,
     progress: bool = True,
     appearance: Literal["reference", "blend"] = "reference",
+    guided_times: Sequence[float] | None = None,
+    init: Init | None = None,
     **settings: Any,
 ) -> STNeRP:
     """Learn how a patient moves or changes over a series.
@@ -62,10 +66,17 @@ def fit_deformation(
         progress: show a bar with the loss and the time left.
         appearance: "blend" also learns the flow between neighbouring images, for
             `model.image(t, appearance="blend")`; "reference" doesn't need it.
+        guided_times: times whose contours (`series.masks`) and landmarks guide the fit, where `contours` or
+            `landmarks` has a weight above 0; None: all that the series has. The reference needs its own.
+        init: where the fit starts, in place of no motion: another fit or its file, of this patient before the
+            newest scan or of another patient; several, for their mean; or displacements by time,
+            {t: PairRegistration}, as a quick registration finds them. Shorter `levels` will do then, and the
+            network's learning rate is a tenth of `learning_rate`.
         settings: any field of `presets.DefNetSettings`, by name.
 
     Raises:
-        InputError: unknown names, or a Ref-Net of another image.
+        InputError: unknown names, a Ref-Net of another image, or guidance that the series doesn't have, or a start
+            that doesn't fit.
         FitError: no overlap to align, or a loss that is not a number.
     """
     chosen = with_changes(preset_of(preset).def_net, settings)
@@ -76,11 +87,16 @@ def fit_deformation(
         _check_ref_net(ref_net, series)
     torch.manual_seed(seed)
     alignments = _alignments(series, align)
+    guides = guides_of(series, alignments, chosen, guided_times, where)
     basis = TimeBasis(series.times, series.reference_time, series.period)
     net = def_net_of(series.grid, basis, chosen).to(where)
+    pace = chosen
+    if init is not None:
+        start_from(net, init, series, alignments, chosen)
+        pace = replace(chosen, learning_rate=RATE * chosen.learning_rate)
     if ref_net is not None:
         ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
-    history = _optimise(net, ref_net, series, alignments, chosen, progress)
+    history = _optimise(net, ref_net, series, alignments, pace, guides, progress)
     flow = None
     if appearance == "blend":
         flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress)
@@ -130,6 +146,7 @@ def _optimise(
     series: Series,
     alignments: np.ndarray,
     settings: DefNetSettings,
+    guides: Mapping[int, Mapping[str, Guide]],
     progress: bool,
 ) -> list[dict[str, float]]:
     """Train `net` in place, level by level; returns the loss and its terms at each step."""
@@ -144,7 +161,7 @@ def _optimise(
     history: list[dict[str, Any]] = []  # tensors until the end: reading one waits for the GPU
     with tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
         for number, level in enumerate(settings.levels):
-            images = _Level(net, ref_net, reference, series, alignments, settings, level)
+            images = _Level(net, ref_net, reference, series, alignments, settings, guides, level)
             if images.detailed is not None and detail is not None and len(optimisers) == 1:
                 optimisers.append(UniformAdam([detail], lr=settings.detail_step_mm))
                 remaining = sum(later.iterations for later in settings.levels[number:])
@@ -182,10 +199,11 @@ def _chosen_times(targets: list[int], level: Level, draw: np.random.Generator) -
 
 @dataclass(frozen=True)
 class _Target:
-    """One time's image at one level: how well a moved reference agrees with it."""
+    """One time's image at one level: how well a moved reference agrees with it, and what guides its motion."""
 
     time: float
     similarity: Similarity
+    guides: Mapping[str, Guide]
 
 
 class _Level:
@@ -199,6 +217,7 @@ class _Level:
         series: Series,
         alignments: np.ndarray,
         settings: DefNetSettings,
+        guides: Mapping[int, Mapping[str, Guide]],
         level: Level,
     ) -> None:
         self.net, self.ref_net, self.settings = net, ref_net, settings
@@ -221,7 +240,7 @@ class _Level:
             )
             weight = None if covered.all() else _tensor(covered, device)
             measure = _similarity(settings, _tensor(target, device), weight, self.voxels)
-            self.targets[i] = _Target(series.times[i], measure)
+            self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}))
 
     def backward(self, chosen: Sequence[int], draw: np.random.Generator) -> dict[str, torch.Tensor]:
         """Add the gradient of the mean loss over these targets to the network; returns the loss's terms."""
@@ -260,6 +279,8 @@ class _Level:
         for name, penalty in DISPLACEMENT_PENALTIES.items():
             if weight := getattr(settings, name):
                 terms[name] = weight * penalty(displacement * self.half_extent_mm, spacing_mm)
+        for name, distance_mm in target.guides.items():
+            terms[name] = getattr(settings, name) * distance_mm(displacement)
         return terms
 
     def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:

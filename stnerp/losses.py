@@ -172,6 +172,17 @@ def volume_change(jacobian: torch.Tensor) -> torch.Tensor:
     return (jacobian + 1 / jacobian - 2).mean()
 
 
+# -- distances
+
+
+def robust_distance(squared_mm: torch.Tensor, scale_mm: float = 1.0) -> torch.Tensor:
+    """Mean of √(d² + s²) − s over squared distances d², in mm: d²/2s well below the scale s, d − s well above.
+
+    A smooth form of Huber's: one point that is far off pulls no harder than one that is a little off. Any shape.
+    """
+    return ((squared_mm + scale_mm**2).sqrt() - scale_mm).mean()
+
+
 def _mean(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     if weight is None:
         return values.mean()

@@ -100,6 +100,8 @@ class DefNetSettings:
         smoothing: σ of the Gaussian before comparing at a level, in units of the level's spacing.
         diffusion, bending, total_variation: weights of the penalties on the whole velocity.
         folding, volume: weights of the penalties on the Jacobian of the displacement.
+        contours, landmarks: weights of the distance (mm) of known contours and landmarks from the reference's,
+            at the times that have them (see `guidance`).
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
         voxels_per_step: about how many voxels of a target a step looks at, a slab of slices drawn anew
@@ -129,6 +131,8 @@ class DefNetSettings:
     total_variation: float = 0.05
     folding: float = 0.0
     volume: float = 0.0
+    contours: float = 0.0
+    landmarks: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
     levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 50), Level(2, 4, 30))
