@@ -119,7 +119,7 @@ class DefNetSettings:
     network_mm: float | None = 12.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.05
+    detail_total_variation: float = 0.075
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
@@ -135,7 +135,7 @@ class DefNetSettings:
     landmarks: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 50), Level(2, 4, 30))
+    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 50), Level(2, 4, 45))
     voxels_per_step: int | None = 2**20
 
 
