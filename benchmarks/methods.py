@@ -1,6 +1,6 @@
 """Every method on a case: from the files of the known images to answers about any image.
 
-All answers have one form, so that one code scores them.
+All answers have one form (scripts/answers.py), so that one code scores them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from answers import Answers
 from cases import Case
 
 from stnerp import Grid, STNeRP, fit_deformation, fit_reference
@@ -22,26 +23,6 @@ from stnerp.io.image import read_image, read_labels
 from stnerp.lungs import body_of, lungs_of
 from stnerp.preprocess import normalised
 from stnerp.window import Window
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a fitted method says about the images of a case, by their index.
-
-    Attributes:
-        fitted: how many images were registered to the reference.
-        registration: target -> reference on the image's grid; None where there is no answer.
-        image: what the image looks like, in the scan's intensities; None where there is no answer, and for a
-            whole method the reference warped by `registration`.
-        copy_of: the known image that is shown in place of another, with its contours and landmarks.
-        note: what to know about the settings, a line below the table.
-    """
-
-    fitted: int = 0
-    registration: Callable[[int, Grid], PairRegistration | None] = lambda index, grid: None
-    image: Callable[[int, Grid], sitk.Image | None] | None = None
-    copy_of: Callable[[int], int] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from four_d_lung_data import PATIENT, write_stand_in
+from four_d_lung_data import PATIENT, stand_in_landmarks, write_stand_in
 from omegaconf import DictConfig, OmegaConf
 
 from stnerp import InputError, Series, load_series
@@ -58,6 +58,8 @@ def load_data(config: DictConfig) -> PatientData:
         values["patient"] = PATIENT
     start = time.perf_counter()
     arguments, label_names = _MAKERS[values["kind"]](values)
+    if values["kind"] == "tcia_4d_lung_phantom":
+        arguments["landmarks"] = stand_in_landmarks(values, arguments["times"])
     if values["kind"] in ("phantom", "simulated"):
         start = time.perf_counter()
     series = load_series(**arguments)

@@ -12,28 +12,27 @@ overwrite=true starts anew.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
 import SimpleITK as sitk
+from answers import jacobian_by_slabs
 from dirlab_data import case_of, section_of
 from dirlab_table import read_records, write_tables
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
-from results import Record, recorded
-from run_directory import CONFIGS, launch, logger, run_directory, write_config, wrote
+from results import Record, check_common, check_methods, recorded
+from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import check_align
 from stnerp.io.dirlab import DirLabCase
-from stnerp.metrics import folding, jacobian_determinant, tre_mm, tre_summary
+from stnerp.metrics import folding, tre_mm, tre_summary
 from stnerp.window import Window
 
 INHALED, EXHALED = 0, 50  # phases T00 and T50
@@ -44,7 +43,8 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "eval_dirlab", ()) as out:
         cases, methods, options = plain(config.cases), plain(config.methods), plain(config.options) or {}
         methods = list(METHODS) if methods == "all" else methods
-        check_names(cases, methods, options)
+        check_cases(cases)
+        check_methods(methods, options, METHODS)
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
         check_align(common["align"])
@@ -84,32 +84,10 @@ def main(config: DictConfig) -> None:
         wrote(out / "eval_dirlab.log")
 
 
-def plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def check_names(cases: object, methods: object, options: object) -> None:
-    """Raises InputError unless cases and methods are lists, and methods and those with options are known."""
-    for name, value in {"cases": cases, "methods": methods}.items():
-        if not (isinstance(value, list) and value):
-            raise InputError(f"{name}: {value!r} must be a list, '[...]'")
-    if not (isinstance(options, dict) and all(isinstance(value, dict) for value in options.values())):
-        raise InputError(f"options: {options!r} must be settings by method, '{{idir: {{iterations: 500}}}}'")
-    for name, given in {"methods": methods, "options": options}.items():
-        unknown = [str(method) for method in given if method not in METHODS]  # type: ignore[attr-defined]
-        if unknown:
-            raise InputError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
-
-
-def check_common(folder: Path, common: Mapping[str, Any]) -> None:
-    """One table, one set of data, one preparation: raises InputError for a result of another, forgets failures."""
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["arguments"]["common"] == common:
-            continue
-        if not record["failure"]:
-            raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
-        path.unlink()
+def check_cases(cases: object) -> None:
+    """Raises InputError unless it is a list."""
+    if not (isinstance(cases, list) and cases):
+        raise InputError(f"cases: {cases!r} must be a list, '[...]'")
 
 
 # -- one case, one method
@@ -167,18 +145,6 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
         "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),
     }
-
-
-def jacobian_by_slabs(displacement: sitk.Image, thickness: int = 16) -> np.ndarray:
-    """`jacobian_determinant` some slices at a time: at once it takes several times the memory of the field."""
-    field, grid = sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)
-    x, y, slices = grid.size
-    parts = []
-    for first in range(0, slices, thickness):
-        low, high = max(first - 1, 0), min(first + thickness + 1, slices)  # with a neighbour on each side
-        slab = Grid((x, y, high - low), grid.spacing_mm, grid.origin_mm, grid.direction)
-        parts.append(jacobian_determinant(field[low:high], slab)[first - low :][:thickness])
-    return np.concatenate(parts)
 
 
 def say(name: str, record: Record, new: bool) -> None:

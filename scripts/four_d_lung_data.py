@@ -99,6 +99,27 @@ def phantom_of(values: Mapping[str, Any]) -> Phantom:
     return Phantom((x, y, z), values["spacing_mm"], motion, values["noise_hu"], values["seed"])
 
 
+def stand_in_landmarks(values: Mapping[str, Any], times: Sequence[float]) -> list[np.ndarray]:
+    """Landmarks (N, 3) in LPS mm, which the collection itself doesn't have, at the times of a series of it.
+
+    Args:
+        values: the `data` section.
+        times: percent of the breath on the day of the section, or days at its phase.
+    """
+    phantom = phantom_of(_complete(values))
+    if values["series"] == "longitudinal":
+        return [phantom.landmarks(Therapy.moment(day, values["phase"])) for day in times]
+    day = 0 if values["date"] is None else (date.fromisoformat(str(values["date"])) - FIRST_DAY).days
+    return [phantom.landmarks(Therapy.moment(day, percent)) for percent in times]
+
+
+def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A `data` section with the days and phases that it leaves open."""
+    longitudinal = values["series"] == "longitudinal"
+    days = values["days"] or DAYS["longitudinal" if longitudinal else "breathing"]
+    return {**values, "days": days, "phases": values["phases"] or ([values["phase"]] if longitudinal else PHASES)}
+
+
 def _increasing(numbers: object) -> bool:
     return isinstance(numbers, list) and bool(numbers) and sorted(set(numbers)) == numbers
 
@@ -110,10 +131,7 @@ def write_stand_in(values: Mapping[str, Any]) -> Path:
         InputError: as `phantom_of`, or a folder that holds something else.
     """
     folder = Path(values["root"])
-    series = values["series"]
-    values = dict(values)
-    values["days"] = values["days"] or DAYS.get(series, DAYS["breathing"])
-    values["phases"] = values["phases"] or ([values["phase"]] if series == "longitudinal" else PHASES)
+    values = _complete(values)
     made: dict[str, Any] = {name: values[name] for name in _MADE_OF}
     about = folder / "phantom.json"
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == made:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,34 @@ def recorded(
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return record, True
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a folder, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[!.]*.json"))]
+
+
+def check_methods(methods: object, options: object, known: Collection[str]) -> None:
+    """Raises InputError unless methods are a list and options a mapping of mappings, all of known names."""
+    if not (isinstance(methods, list) and methods):
+        raise InputError(f"methods: {methods!r} must be a list, '[...]'")
+    if not (isinstance(options, dict) and all(isinstance(value, dict) for value in options.values())):
+        raise InputError(f"options: {options!r} must be settings by method, '{{idir: {{iterations: 500}}}}'")
+    for name, given in {"methods": methods, "options": options}.items():
+        unknown = [str(method) for method in given if method not in known]
+        if unknown:
+            raise InputError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def check_common(folder: Path, common: Mapping[str, Any]) -> None:
+    """One table, one set of data, one preparation: raises InputError for a result of another, forgets failures."""
+    for path in sorted(folder.glob("[!.]*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["arguments"]["common"] == common:
+            continue
+        if not record["failure"]:
+            raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
+        path.unlink()
 
 
 def hardware() -> str:

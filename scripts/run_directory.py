@@ -127,6 +127,11 @@ def value_of(config: DictConfig, name: str, kind: type) -> object:
     return value
 
 
+def plain(value: Any) -> Any:
+    """A list or section of the config as a Python list or dict; anything else as it is."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """A section of the config as keyword arguments."""
     return {str(name): value for name, value in OmegaConf.to_container(config, resolve=True).items()}  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ from run_directory import (
     CONFIGS,
     launch,
     logger,
+    plain,
     run_directory,
     settings_of,
     time_name,
@@ -43,7 +44,7 @@ WRITES = (
 )
 NEEDS = {"ref_net.pt": "run train_ref.py with the same out= first, or pass prior=false"}
 # Data that can change while the reference, and so the Ref-Net, stays the same.
-FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels")
+FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels", "rois")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_def")
@@ -87,11 +88,6 @@ def main(config: DictConfig) -> None:
         if settings.contours > 0 or settings.landmarks > 0:
             logger.info("\ncontours or landmarks guided this fit: where they did, their scores are no test of it")
         logger.info("\nfiles to model: %.1f s%s", seconds, " besides the Ref-Net" if config.prior else "")
-
-
-def plain(value: Any) -> Any:
-    """A list of the config as a Python list; anything else as it is."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def tables(rows: Sequence[Mapping[str, Any]], patient: PatientData) -> list[str]:

@@ -110,7 +110,7 @@ def overview(
     left, top, below = 1.45, 0.62 if title else 0.34, 0.95 if masks else 0.62
     width = left + wide_mm * inch + 2 * GAP_INCH + 0.12
     height = top + len(rows) * (high_mm * inch + GAP_INCH) + below
-    figure = _figure((width, height))
+    figure = new_figure((width, height))
 
     def axes(x: float, y_from_top: float, w: float, h: float) -> Any:
         panel = figure.add_axes((x / width, 1 - (y_from_top + h) / height, w / width, h / height))
@@ -163,7 +163,7 @@ def overview(
     )
     if masks:
         _contour_legend(figure, list(masks), any(true is not None for true, _ in masks.values()))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def loss_curve(path: str | Path, history: Sequence[Row]) -> Path:
@@ -195,7 +195,7 @@ def loss_curve(path: str | Path, history: Sequence[Row]) -> Path:
 
     names = ["loss", *terms]
     heights = [1.8, *(1.0 for _ in terms)]
-    figure = _figure((6.5, 1.4 * sum(heights) + 0.5), layout="constrained")
+    figure = new_figure((6.5, 1.4 * sum(heights) + 0.5), layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for name, panel, colour in zip(names, panels, _colours(len(names)), strict=True):
         values = np.array([row.get(name, np.nan) for row in history], float)
@@ -214,7 +214,7 @@ def loss_curve(path: str | Path, history: Sequence[Row]) -> Path:
         panel.set_ylabel(name, fontsize=9)
     figure.align_ylabels(panels)
     panels[-1].set_xlabel("step", fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") -> Path:
@@ -244,7 +244,7 @@ def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") 
             raise InputError(f"rows: an entry lacks {', '.join(sorted(missing))}")
     regions = list(dict.fromkeys(str(row.get("roi", "")) for row in rows))
 
-    figure = _figure((7.5, 5.2), layout="constrained")
+    figure = new_figure((7.5, 5.2), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True).ravel()
     labels = [
         "volume (ml)",
@@ -277,7 +277,7 @@ def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") 
         names.append("measured")
     if names:
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def bgr(displacement_mm: np.ndarray, scale_mm: float) -> np.ndarray:
@@ -345,7 +345,7 @@ def text_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str
 # -- parts of the above
 
 
-def _figure(size_inch: tuple[float, float], **arguments: Any) -> Any:
+def new_figure(size_inch: tuple[float, float], **arguments: Any) -> Any:
     """A figure of its own: pyplot, and with it the user's backend and windows, is left alone."""
     try:
         from matplotlib.figure import Figure
@@ -356,7 +356,7 @@ def _figure(size_inch: tuple[float, float], **arguments: Any) -> Any:
     return Figure(figsize=size_inch, dpi=DPI, facecolor="white", **arguments)
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def save_figure(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from stnerp.presets import PAPER, Preset, preset_of, with_changes
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = ("files", "manifest", "tcia_4d_lung", "tcia_4d_lung_phantom", "phantom", "simulated")  # of scripts/data.py
 
+LONGITUDINAL = ("interpolation", "ablation", "registration")
+
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
@@ -52,6 +54,20 @@ def test_eval_dirlab_composes(data: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert config.cases == list(range(1, 11))
     assert config.data.folder == {"dirlab": "/elsewhere", "dirlab_phantom": "runs/dirlab_phantom"}[data]
     assert composed("eval_dirlab", f"data={data}", "cases=[2,3]").cases == [2, 3]
+
+
+SERIES_SCRIPTS = [f"eval_{name}" for name in ("4dct_interpolation", *(f"longitudinal_{n}" for n in LONGITUDINAL))]
+
+
+@pytest.mark.parametrize("script", SERIES_SCRIPTS)
+@pytest.mark.parametrize("data", [name for name in names("data") if not name.startswith("dirlab")])
+def test_tables_of_series_compose(script: str, data: str) -> None:
+    config = composed(script, f"data={data}", *([] if "4d_lung" not in data else ["data.patient=a"]))
+    assert config.data.kind in KINDS
+    if "4d_lung" in data:
+        assert config.data.series == ("breathing" if script == "eval_4dct_interpolation" else "longitudinal")
+        other = composed(script, f"data={data}", "data.patient=a", "data.series=other")
+        assert other.data.series == "other"  # the command line has the last word
 
 
 def test_propagate_roi_composes() -> None:

@@ -75,13 +75,13 @@ def test_the_patient_is_upright_and_his_right_on_the_left(grid):
 def panels_of(monkeypatch):
     """The axes of the next figure, caught when it is saved."""
     kept = []
-    save = report._save
+    save = report.save_figure
 
     def keep(figure, path):
         kept.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(report, "_save", keep)
+    monkeypatch.setattr(report, "save_figure", keep)
     return kept
 
 

@@ -1,0 +1,137 @@
+"""What a method says about the images of a series, in one form, and one code that scores it.
+
+- Images: in the series' window as [0, 1], on the target's grid; where the reference's grid is another, over the
+  voxels that the method draws from within the reference.
+- Contours: the reference's, carried by the method and compared on the target's grid.
+- Landmarks: points of the target, mapped to the reference and compared there, of those that lie in both fields of
+  view. Where a method shows a copy of another image, that image's points and contours stand for the target's.
+- Folding and the spread of log |J|: over all voxels of the target's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from data import PatientData
+from scores import contour_scores, resampled_labels
+
+from stnerp import Grid
+from stnerp.baselines.pair import PairRegistration
+from stnerp.metrics import folding, jacobian_determinant, psnr_db, ssim, tre_mm
+from stnerp.preprocess import normalised
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a fitted method says, by the index of an image in the whole series.
+
+    Attributes:
+        fitted: how many images were registered to the reference.
+        registration: target -> reference on the image's grid; None where there is no answer.
+        image: what the image looks like, in the scan's intensities; None where there is no answer, and for a
+            whole method the reference warped by `registration`.
+        copy_of: the known image that is shown in place of another, with its contours and landmarks.
+        rendered: the reference as the method draws it, without what it keeps of the voxels themselves; None
+            where it draws the voxels.
+        note: what to know about the settings, a line below the table.
+    """
+
+    fitted: int = 0
+    registration: Callable[[int, Grid], PairRegistration | None] = lambda index, grid: None
+    image: Callable[[int, Grid], sitk.Image | None] | None = None
+    copy_of: Callable[[int], int] | None = None
+    rendered: sitk.Image | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says about one image, on that image's grid; all None where it says nothing.
+
+    Attributes:
+        image: in the scan's intensities.
+        covered: where the image is drawn from within the reference, (z, y, x); None: everywhere.
+        registration: target -> reference.
+        labels: carried contours.
+        shown: index of the image whose landmarks are found again: the reference's, or that of a copy.
+    """
+
+    image: sitk.Image | None
+    covered: np.ndarray | None
+    registration: PairRegistration | None
+    labels: sitk.Image | None
+    shown: int
+
+
+def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
+    """All that a method says about the image at `index`."""
+    series, scan = patient.series, patient.series.images[index]
+    grid = Grid.of(scan)
+    registration = answers.registration(index, grid)
+    copy = None if answers.copy_of is None else answers.copy_of(index)
+    shown = None
+    if answers.image is not None:
+        shown = answers.image(index, grid)
+    elif registration is not None:
+        shown = registration.warp(series.reference_image)
+    covered = None
+    if registration is not None and not series.grid.is_close(grid):
+        everywhere = series.grid.image(np.ones(series.grid.shape, np.float32))
+        covered = sitk.GetArrayFromImage(registration.warp(everywhere, outside=0.0)) > 0.5
+    labels = None
+    if copy is not None and shown is not None and (mask := series.masks[copy]) is not None:
+        labels = resampled_labels(mask, scan)
+    elif registration is not None and (mask := series.masks[series.reference]) is not None:
+        labels = registration.propagate(mask)
+    return Answer(
+        shown, covered, registration, labels, series.reference if copy is None or shown is None else copy
+    )
+
+
+def score(patient: PatientData, given: Answer, index: int) -> Row:
+    """Scores of the image, the contours and the deformation, by name; empty where there is no answer."""
+    series, scan = patient.series, patient.series.images[index]
+    row: Row = {}
+    if given.image is not None:
+        image, target = (normalised(volume, series.window) for volume in (given.image, scan))
+        covered = given.covered
+        row = {
+            "psnr_db": psnr_db(image, target, mask=covered),
+            "ssim": ssim(image, target, mask=covered),
+            "covered_percent": 100.0 if covered is None else 100 * float(covered.mean()),
+        }
+    if given.labels is not None:
+        row |= contour_scores(patient, index, given.labels)
+    if given.registration is not None:
+        row |= folding(jacobian_by_slabs(given.registration.displacement))
+    return row
+
+
+def landmark_errors(patient: PatientData, given: Answer, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Errors (N,) in mm, and which landmarks (N,) lie in both fields of view; None without landmarks or answer."""
+    series = patient.series
+    shown_mm, target_mm = series.landmarks[given.shown], series.landmarks[index]
+    copied = given.shown != series.reference
+    if shown_mm is None or target_mm is None or (given.registration is None and not copied):
+        return None
+    grids = Grid.of(series.images[given.shown]), Grid.of(series.images[index])
+    seen = grids[0].contains(shown_mm) & grids[1].contains(target_mm)
+    found_mm = target_mm if given.registration is None else given.registration.map_points(target_mm)
+    return tre_mm(found_mm, shown_mm), seen
+
+
+def jacobian_by_slabs(displacement: sitk.Image, thickness: int = 16) -> np.ndarray:
+    """`jacobian_determinant` some slices at a time: at once it takes several times the memory of the field."""
+    field, grid = sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)
+    x, y, slices = grid.size
+    parts = []
+    for first in range(0, slices, thickness):
+        low, high = max(first - 1, 0), min(first + thickness + 1, slices)  # with a neighbour on each side
+        slab = Grid((x, y, high - low), grid.spacing_mm, grid.origin_mm, grid.direction)
+        parts.append(jacobian_determinant(field[low:high], slab)[first - low :][:thickness])
+    return np.concatenate(parts)

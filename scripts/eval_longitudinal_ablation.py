@@ -1,0 +1,89 @@
+"""python scripts/eval_longitudinal_ablation.py data=tcia_4d_lung data.patient=100_HM10395 out=runs/table3
+
+Tables III and VI, Figure 7: fractions of a therapy (by the paper numbers 3 and 4 of 5) are left out in turn; the
+model with and without the prior (Ref-Net) and without t (each image by itself), on the fraction left out
+(interpolation) and on those that the fit saw (registration), with the tumour's contour. cases= changes the `data`
+section, once for each case. With data=tcia_4d_lung_phantom a stand-in is written first and taken.
+
+Writes into the run directory: config.yaml, results/ (a .json per case, fraction left out and method), pictures/
+(slices, for scripts/figures.py), metrics.csv (a row per image), table_3.md and table_6.md beside the paper's
+figures, and eval_longitudinal_ablation.log. The same command goes on where it was stopped; further cases,
+fractions and methods join the table. overwrite=true starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hydra
+from leave_out import evaluate
+from omegaconf import DictConfig
+from published import TABLE_3, TABLE_6
+from results import Record
+from run_directory import CONFIGS, launch, run_directory, write_config, wrote
+from series_methods import LABELS
+from series_tables import Row, by_method, image_rows, means, rows_of_methods, seconds, write_report
+
+TASKS = {"interpolation": True, "registration": False}  # whether the image was left out
+STAND_FOR = {
+    "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),
+    "ST-NeRP (w/o prior)": ("stnerp_fast", "stnerp_paper_without_prior"),
+    "ST-NeRP (w/o t)": ("stnerp_fast_without_t", "stnerp_paper_without_t"),
+}
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_longitudinal_ablation")
+def main(config: DictConfig) -> None:
+    with run_directory(config, "eval_longitudinal_ablation", ()) as out:
+        records, missing = evaluate(config, out)
+        wrote(write_config(config, out / "config.yaml"))
+        rows = image_rows(records)
+        title = "Table III: fractions of a therapy, with and without the prior, with and without t"
+        sections = [("", rows_of_fractions(records, rows)), ("Over everything", rows_of_methods(records, rows))]
+        write_report(out, "table_3", title, records, rows, sections, missing)
+        title = "Table VI: what the prior does"
+        write_report(out, "table_6", title, records, rows, [("", rows_of_tasks(records, rows))], missing)
+        wrote(out / "eval_longitudinal_ablation.log")
+
+
+def rows_of_fractions(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
+    """A row per task, fraction and method."""
+    table = []
+    for task, unseen in TASKS.items():
+        for fraction in sorted({row["held_out"] for row in rows}):
+            for method, own in by_method(records).items():
+                mine = [r for r in rows if (r["held_out"], r["method"], r["unseen"]) == (fraction, method, unseen)]
+                if mine:
+                    row: Row = {"task": task, "fraction": str(fraction), "method": LABELS[method]}
+                    row |= means(mine) | {"time s": seconds(own)}
+                    table.append(row | paper(TABLE_3, method, task=task, fraction=fraction))
+    return table
+
+
+def rows_of_tasks(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
+    """A row per task and method: means over cases and fractions."""
+    table = []
+    for task, unseen in TASKS.items():
+        for method in by_method(records):
+            mine = [r for r in rows if (r["method"], r["unseen"]) == (method, unseen)]
+            if mine:
+                row: Row = {"task": task, "method": LABELS[method], **means(mine)}
+                table.append(row | paper(TABLE_6, method, task=task))
+    return table
+
+
+def paper(table: Sequence[Mapping[str, Any]], method: str, **where: object) -> Row:
+    """The paper's figures for a method, as columns; empty where it has none."""
+    for row in table:
+        if method in STAND_FOR.get(row["method"], ()) and all(row[name] == value for name, value in where.items()):
+            return {
+                "paper PSNR": f"{row['psnr_db']:.2f}",
+                "paper SSIM": f"{row['ssim']:.3f}",
+                "paper Dice": f"{row['dice']:.3f}",
+            }
+    return {"paper PSNR": "", "paper SSIM": "", "paper Dice": ""}
+
+
+if __name__ == "__main__":
+    launch(main)

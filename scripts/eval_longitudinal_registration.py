@@ -1,0 +1,186 @@
+"""python scripts/eval_longitudinal_registration.py data=tcia_4d_lung data.patient=100_HM10395 out=runs/table5
+
+Table V, Figures 8 to 10: pairs of scans over a therapy, the first with each later one (long range) and each with
+the next one (short range), registered by every method; the earlier scan is the reference, its tumour is carried
+to the later one. cases= changes the `data` section, once for each case. With data=tcia_4d_lung_phantom a stand-in
+is written first and taken.
+
+Writes into the run directory: config.yaml, results/ (a .json per case, pair and method), pictures/ (slices, for
+scripts/figures.py), metrics.csv (a row per pair), table_5.md beside the paper's figures, and
+eval_longitudinal_registration.log. The same command goes on where it was stopped; further cases and methods join
+the table. overwrite=true starts anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from answers import Answers, answer, landmark_errors, score
+from data import PatientData
+from leave_out import align_of, changes_of, common_of, load_case, of_errors, start_anew
+from omegaconf import DictConfig
+from pair_methods import LABELS, METHODS
+from published import TABLE_5
+from results import Record, check_methods, read_records, recorded
+from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
+from saved_slices import save_slices
+from series_tables import Row, image_rows, means, seconds, write_report
+
+from stnerp import InputError
+
+SCHEMES = ("long", "short")
+STAND_FOR = {
+    "ANTs": ("ants_syn",),
+    "IDIR": ("idir",),
+    "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),
+    "ST-NeRP (w/o prior)": ("stnerp_fast", "stnerp_paper_without_prior"),
+}
+EXPLAINED = """\
+Cells: mean ± standard deviation over cases and pairs. PSNR and SSIM: in the window as [0, 1], on the later scan's
+grid, where the earlier one reaches. TRE: of the later scan's landmarks, mapped to the earlier, in mm, without
+snapping. Dice and HD95: of the earlier scan's contours, carried to the later one. Folded: mean number of voxels
+with |J| ≤ 0. Time: seconds for a pair, from images to the displacement at every voxel. IDIR draws its points in
+the lungs, elsewhere its answers mean little. Paper: its Table V, on its own five patients."""
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_longitudinal_registration")
+def main(config: DictConfig) -> None:
+    with run_directory(config, "eval_longitudinal_registration", ()) as out:
+        methods, options, schemes = plain(config.methods), plain(config.options) or {}, plain(config.schemes)
+        check_methods(methods, options, METHODS)
+        if not (isinstance(schemes, list) and schemes and set(schemes) <= set(SCHEMES)):
+            raise InputError(f"schemes: {schemes!r} must be a list of {', '.join(SCHEMES)}")
+        start_anew(config, out)
+        wrote(write_config(config, out / "config.yaml"))
+        missing: dict[str, str] = {}
+        for number, changes in enumerate(changes_of(config), 1):
+            try:
+                patient, section = load_case(config, changes)
+            except InputError as error:
+                if not changes:
+                    raise
+                missing[str(number)] = str(error)
+                logger.error("case %d: left out: %s", number, error)
+                continue
+            common = common_of(config)
+            for method in dict.fromkeys(methods):
+                for scheme, earlier, later in pairs_of(len(patient.series), schemes):
+                    stem = f"case{number:02d}-{scheme}{earlier + 1}to{later + 1}-{method}"
+                    arguments = {
+                        "case": number,
+                        "data": section,
+                        "scheme": scheme,
+                        "pair": [earlier + 1, later + 1],
+                        "method": method,
+                        "options": options.get(method, {}),
+                        "common": common,
+                    }
+                    settings = {**common, "align": align_of(config, patient), **arguments["options"]}
+                    make = partial(
+                        measure, pair_of(patient, earlier, later), method, settings, out / "pictures" / stem
+                    )
+                    record, new = recorded(out / "results" / f"{stem}.json", arguments, make)
+                    say(stem, record, new)
+        records = read_records(out / "results")
+        if not records:
+            raise InputError(f"cases: none could be read; {next(iter(missing.values()))}")
+        rows = image_rows(records)
+        title = "Table V: pairs of scans over a therapy, long and short range"
+        sections = [("", rows_of_schemes(records, rows)), ("Each pair", rows_of_pairs(rows))]
+        write_report(out, "table_5", title, records, rows, sections, missing, EXPLAINED)
+        wrote(out / "eval_longitudinal_registration.log")
+
+
+def pairs_of(scans: int, schemes: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(scheme, earlier, later): the first scan with each later one, and each with the next."""
+    pairs = {
+        "long": [("long", 0, later) for later in range(1, scans)],
+        "short": [("short", later - 1, later) for later in range(1, scans)],
+    }
+    return [pair for scheme in schemes for pair in pairs[scheme]]
+
+
+def pair_of(patient: PatientData, earlier: int, later: int) -> PatientData:
+    """Two images of a patient as a series, the earlier one its reference."""
+    series = replace(patient.series, reference=earlier).subset([earlier, later])
+    return replace(patient, series=replace(series, period=None))
+
+
+def measure(pair: PatientData, method: str, settings: Mapping[str, Any], picture: Path) -> dict[str, Any]:
+    """Scores of a method on a pair, as a list of one image, and its seconds."""
+    series = pair.series
+    start = time.perf_counter()
+    found = METHODS[method](series.reference_image, series.images[1], window=series.window, **settings)
+    spent = time.perf_counter() - start
+    answers = Answers(fitted=1, registration=lambda index, grid: found)
+    given = answer(pair, answers, 1)
+    row: dict[str, Any] = {"earlier": series.names[0], "later": series.names[1], **score(pair, given, 1)}
+    if (measured := landmark_errors(pair, given, 1)) is not None:
+        errors_mm, seen = measured
+        row |= {f"tre_{name}_mm": value for name, value in of_errors(errors_mm[seen]).items()}
+    save_slices(picture, pair, answers, given, 1)
+    return {"images": [{**row, "seconds": spent}], "seconds": spent}
+
+
+def say(name: str, record: Record, new: bool) -> None:
+    """A line on a measurement."""
+    if record["failure"]:
+        logger.error("%s: failed: %s", name, record["failure"])
+        return
+    row = record["result"]["images"][0]
+    told = [f"PSNR {row['psnr_db']:.2f} dB"] + (
+        [f"TRE {row['tre_mean_mm']:.2f} mm"] if "tre_mean_mm" in row else []
+    )
+    logger.info("%s: %s, %.1f s%s", name, ", ".join(told), row["seconds"], "" if new else " (before)")
+
+
+def rows_of_schemes(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
+    """A row per scheme and method, beside the paper's figures."""
+    table = []
+    for scheme in SCHEMES:
+        for method in METHODS:
+            asked = (scheme, method)
+            mine = [r for r in rows if (r["scheme"], r["method"]) == asked]
+            own = [
+                r for r in records if (r["arguments"]["scheme"], r["arguments"]["method"]) == asked and r["result"]
+            ]
+            if not mine:
+                continue
+            row: Row = {"scheme": scheme, "method": LABELS[method], "pairs": str(len(mine)), **means(mine)}
+            table.append(row | {"time s": seconds(own)} | paper(scheme, method))
+    return table
+
+
+def rows_of_pairs(rows: Sequence[Row]) -> list[Row]:
+    """A row per case and pair, with each method's Dice, or its PSNR where no contours are known."""
+    name, digits = ("dice", 3) if any("dice" in row for row in rows) else ("psnr_db", 2)
+    table: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = row["scheme"], row["case"], row["earlier"], row["later"]
+        first = {"scheme": key[0], "case": str(key[1]), "pair": f"{key[2]} to {key[3]}"}
+        cell = f"{row[name]:.{digits}f}" if name in row else ""
+        table.setdefault(key, first)[LABELS[row["method"]]] = cell
+    return [table[key] for key in sorted(table, key=str)]
+
+
+def paper(scheme: str, method: str) -> Row:
+    """The paper's figures for a method, as columns; empty where it has none."""
+    for row in TABLE_5:
+        if row["scheme"] == scheme and method in STAND_FOR.get(row["method"], ()):
+            return {
+                "paper PSNR": f"{row['psnr_db']:.2f}",
+                "paper SSIM": f"{row['ssim']:.3f}",
+                "paper Dice": f"{row['dice']:.3f}",
+                "paper folded": f"{row['folded_voxels']}",
+            }
+    return {"paper PSNR": "", "paper SSIM": "", "paper Dice": "", "paper folded": ""}
+
+
+if __name__ == "__main__":
+    launch(main)

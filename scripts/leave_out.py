@@ -1,0 +1,194 @@
+"""Tables of interpolation: some images of a series are left out of the fit, and everything is scored.
+
+For each case, method and image left out: a record in results/, and slices of the image in pictures/.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import answer, landmark_errors, score
+from data import PatientData, load_data
+from omegaconf import DictConfig, OmegaConf
+from results import Record, check_common, check_methods, read_records, recorded
+from run_directory import logger, plain
+from saved_slices import save_slices
+from series_methods import METHODS, Kept
+
+from stnerp import InputError
+from stnerp.metrics import psnr_db, ssim
+from stnerp.preprocess import normalised
+
+
+def changes_of(config: DictConfig) -> list[dict[str, Any]]:
+    """What each case changes in the `data` section: `cases`, or the section as it is.
+
+    Raises:
+        InputError: cases that aren't a list of settings.
+    """
+    cases = plain(config.cases) if config.cases is not None else [{}]
+    if not (isinstance(cases, list) and cases and all(isinstance(case, dict) for case in cases)):
+        raise InputError(f"cases: {cases!r} must be settings of data, '[{{patient: a}}, {{patient: b}}]'")
+    return cases
+
+
+def case_data(config: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
+    """The `data` section of a case.
+
+    Raises:
+        InputError: a setting that the section doesn't have.
+    """
+    unknown = sorted(set(changes) - set(config.data))
+    if unknown:
+        raise InputError(
+            f"cases: data has no setting {', '.join(map(str, unknown))}; it has {', '.join(config.data)}"
+        )
+    return OmegaConf.merge(config.data, OmegaConf.create(dict(changes)))  # type: ignore[return-value]
+
+
+def common_of(config: DictConfig) -> dict[str, Any]:
+    """What all records of a table share. Its data may grow by further cases, so that it's no part of this."""
+    return {name: plain(config[name]) for name in ("align", "seed", "device")}
+
+
+def load_case(config: DictConfig, changes: Mapping[str, Any]) -> tuple[PatientData, dict[str, Any]]:
+    """A case, and its `data` section as plain values."""
+    section = case_data(config, changes)
+    return load_data(section), plain(section)
+
+
+def align_of(config: DictConfig, patient: PatientData) -> str:
+    """`align` for methods that don't know of periods: auto is affine unless the series is periodic."""
+    return str(config.align if config.align != "auto" else "none" if patient.series.period else "affine")
+
+
+def start_anew(config: DictConfig, out: Path) -> None:
+    """Check what is there already against what is asked for; with overwrite=true, remove it."""
+    if config.overwrite:
+        for old in [*(out / "results").glob("*.json"), *(out / "pictures").glob("*.npz")]:
+            old.unlink()
+    check_common(out / "results", common_of(config))
+
+
+def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str]]:
+    """All records of the run directory, and the cases that could not be read, with the reason.
+
+    Raises:
+        InputError: unknown methods, scans that can't be left out, or no case at all.
+    """
+    methods, options = plain(config.methods), plain(config.options) or {}
+    check_methods(methods, options, METHODS)
+    scans = plain(config.held_out)
+    start_anew(config, out)
+    missing: dict[str, str] = {}
+    for number, changes in enumerate(changes_of(config), 1):
+        try:
+            patient, section = load_case(config, changes)
+            held_out = [index_of(patient, scan) for scan in scans]
+        except InputError as error:
+            if not changes:
+                raise
+            missing[str(number)] = str(error)
+            logger.error("case %d: left out: %s", number, error)
+            continue
+        common = common_of(config)
+        settings = {**common, "align": align_of(config, patient)}
+        for method in dict.fromkeys(methods):
+            kept: Kept = {}
+            for scan, index in zip(scans, held_out, strict=True):
+                stem = f"case{number:02d}-without{scan}-{method}"
+                arguments = {
+                    "case": number,
+                    "data": section,
+                    "held_out": scan,
+                    "method": method,
+                    "options": options.get(method, {}),
+                    "common": common,
+                }
+                pictures = out / "pictures" / stem
+                make = partial(
+                    measure, patient, index, method, kept, {**settings, **arguments["options"]}, pictures
+                )
+                record, new = recorded(out / "results" / f"{stem}.json", arguments, make)
+                say(stem, record, new)
+            del kept
+            gc.collect()
+    records = read_records(out / "results")
+    if not records:
+        raise InputError(f"cases: none could be read; {next(iter(missing.values()))}")
+    return records, missing
+
+
+def index_of(patient: PatientData, scan: object) -> int:
+    """Index of a scan by its number, from 1; the reference can't be left out.
+
+    Raises:
+        InputError: no such scan.
+    """
+    series = patient.series
+    if not (isinstance(scan, int) and 1 <= scan <= len(series)) or scan - 1 == series.reference:
+        raise InputError(
+            f"held_out: {scan!r} must be the number of a scan from 1 to {len(series)}, "
+            f"other than the reference's, {series.reference + 1}"
+        )
+    return scan - 1
+
+
+def measure(
+    patient: PatientData, held_out: int, method: str, kept: Kept, settings: Mapping[str, Any], pictures: Path
+) -> dict[str, Any]:
+    """Scores of every image but the reference, from a fit without one of them.
+
+    Returns:
+        `images`, a row each; `seconds`; with a Ref-Net also `prior_psnr_db`, `prior_ssim`, the reference that it
+        draws against the voxels.
+    """
+    series = patient.series
+    known = [i for i in range(len(series)) if i != held_out]
+    answers, seconds = METHODS[method](patient, known, kept, **settings)
+    rows = []
+    for index in series.targets:
+        given = answer(patient, answers, index)
+        row: dict[str, Any] = {"scan": index + 1, "time": series.times[index], "unseen": index == held_out}
+        row |= score(patient, given, index)
+        if (measured := landmark_errors(patient, given, index)) is not None:
+            errors_mm, seen = measured
+            row |= {f"tre_{name}_mm": value for name, value in of_errors(errors_mm[seen]).items()}
+        if len(row) > 3:
+            rows.append(row)
+        if index == held_out or patient.contours:
+            save_slices(pictures.with_name(f"{pictures.name}-scan{index + 1}.npz"), patient, answers, given, index)
+    result: dict[str, Any] = {"images": rows, "seconds": patient.seconds + seconds}
+    if answers.rendered is not None:
+        drawn, voxels = (normalised(image, series.window) for image in (answers.rendered, series.reference_image))
+        result |= {"prior_psnr_db": min(psnr_db(drawn, voxels), 200.0), "prior_ssim": ssim(drawn, voxels)}
+    return result
+
+
+def of_errors(errors_mm: np.ndarray) -> dict[str, float]:
+    """Mean, median and 95th percentile."""
+    if len(errors_mm) == 0:
+        return {}
+    return {
+        "mean": float(np.mean(errors_mm)),
+        "median": float(np.median(errors_mm)),
+        "p95": float(np.percentile(errors_mm, 95)),
+    }
+
+
+def say(name: str, record: Record, new: bool) -> None:
+    """A line on a measurement."""
+    if record["failure"]:
+        logger.error("%s: failed: %s", name, record["failure"])
+        return
+    unseen = [row for row in record["result"]["images"] if row["unseen"]]
+    told = [f"PSNR {row['psnr_db']:.2f} dB" for row in unseen if "psnr_db" in row]
+    told += [f"TRE {row['tre_mean_mm']:.2f} mm" for row in unseen if "tre_mean_mm" in row]
+    logger.info(
+        "%s: %s%s", name, ", ".join([*told, f"{record['result']['seconds']:.1f} s"]), "" if new else " (before)"
+    )

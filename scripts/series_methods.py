@@ -1,0 +1,209 @@
+"""Methods that answer about every image of a series after they saw some of them, by name, all called in one way.
+
+`METHODS[name](patient, known, kept, align=..., seed=..., device=..., **settings)` gives back `Answers`, and
+how many seconds it took. Images are named by their index in the whole series. `kept` holds what doesn't depend
+on which images are known (a Ref-Net, the registration of a pair) for the next call with the same method and
+patient.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pair_methods
+import SimpleITK as sitk
+from answers import Answers
+from data import PatientData
+
+from stnerp import Grid, RefNet, Series, fit_deformation, fit_reference
+from stnerp.baselines.interpolation import linear_blend as blended
+from stnerp.baselines.interpolation import nearest_phase as nearest
+from stnerp.baselines.pair import PairRegistration, registration_of
+
+Kept = dict[Any, Any]
+SeriesMethod = Callable[..., tuple[Answers, float]]
+
+
+# -- nothing to fit
+
+
+def no_motion(patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any) -> tuple[Answers, float]:
+    """The reference where its header places it."""
+    return Answers(registration=lambda index, grid: registration_of(grid, lambda points_mm: points_mm)), 0.0
+
+
+def nearest_image(
+    patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any
+) -> tuple[Answers, float]:
+    """The known image nearest in time in place of an unknown one, with its own contours and landmarks."""
+    series = patient.series
+    times = [series.times[i] for i in known]
+
+    def copy_of(index: int) -> int:
+        return int(nearest([np.asarray(i) for i in known], times, series.times[index], series.period))
+
+    def image(index: int, grid: Grid) -> sitk.Image | None:
+        return None if index in known else drawn_on(series, copy_of(index), grid)
+
+    return Answers(image=image, copy_of=copy_of), 0.0
+
+
+def linear_blend(patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any) -> tuple[Answers, float]:
+    """The known images before and after, mixed."""
+
+    def image(index: int, grid: Grid) -> sitk.Image | None:
+        if index in known:
+            return None
+        parts = [weight * drawn_on(patient.series, i, grid) for i, weight in around(patient, known, index).items()]
+        mixed = parts[0]
+        for part in parts[1:]:
+            mixed = mixed + part
+        return mixed
+
+    return Answers(image=image), 0.0
+
+
+def around(patient: PatientData, known: Sequence[int], index: int) -> dict[int, float]:
+    """The known images before and after an image, and the weight of each in a linear blend."""
+    series = patient.series
+    times = [series.times[i] for i in known]
+    weights = blended(list(np.eye(len(known))), times, series.times[index], series.period)
+    return {i: float(weight) for i, weight in zip(known, weights, strict=True) if weight > 0}
+
+
+def drawn_on(series: Series, index: int, grid: Grid) -> sitk.Image:
+    """An image of the series on another's grid, where their headers place them, float32."""
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(grid.size)
+    resampler.SetOutputSpacing(grid.spacing_mm)
+    resampler.SetOutputOrigin(grid.origin_mm)
+    resampler.SetOutputDirection(grid.direction)
+    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    resampler.SetDefaultPixelValue(series.window.low)
+    return resampler.Execute(series.images[index])
+
+
+# -- one model of all times
+
+
+def st_nerp(
+    patient: PatientData,
+    known: Sequence[int],
+    kept: Kept,
+    *,
+    align: Literal["auto", "none", "rigid", "affine"],
+    seed: int,
+    device: str,
+    preset: str,
+    prior: bool,
+    appearance: Literal["reference", "blend"] = "reference",
+    ref_net: dict[str, Any] | None = None,
+    **def_net: Any,
+) -> tuple[Answers, float]:
+    """The library's model; settings are those of Def-Net, those of Ref-Net under `ref_net`."""
+    series = patient.series.subset(known)
+    common: dict[str, Any] = {"preset": preset, "device": device, "seed": seed, "progress": False}
+    net: RefNet | None = None
+    seconds = 0.0
+    if prior:
+        if "ref_net" not in kept:
+            start = time.perf_counter()
+            net = fit_reference(series, **common, **(ref_net or {}))
+            kept["ref_net"] = net, time.perf_counter() - start
+        net, seconds = kept["ref_net"]
+    start = time.perf_counter()
+    model = fit_deformation(series, net, align=align, appearance=appearance, **common, **def_net)
+    seconds += time.perf_counter() - start
+    times = patient.series.times
+
+    def image(index: int, grid: Grid) -> sitk.Image | None:
+        if appearance == "blend" and index in known:
+            return None  # it would be the image itself
+        return model.image(times[index], grid, appearance=appearance)
+
+    answers = Answers(
+        fitted=len(known) - 1,
+        registration=lambda index, grid: PairRegistration(model.displacement(times[index], grid)),
+        image=image,
+        rendered=None if net is None else network_alone(net).image(),
+    )
+    return answers, seconds
+
+
+def network_alone(ref_net: RefNet) -> RefNet:
+    """A Ref-Net without the voxels that it keeps beside its network."""
+    alone = copy.deepcopy(ref_net)
+    alone.register_buffer("remainder", None)
+    return alone
+
+
+# -- one pair at a time
+
+
+def pairwise(
+    patient: PatientData, known: Sequence[int], kept: Kept, *, method: str, **settings: Any
+) -> tuple[Answers, float]:
+    """A method for pairs: each known image registered to the reference.
+
+    For an unknown image the displacements of the known ones before and after it are mixed (the reference's: zero).
+    """
+    series = patient.series
+    for i in known:
+        if i != series.reference and i not in kept:
+            start = time.perf_counter()
+            register = pair_methods.METHODS[method]
+            found = register(series.reference_image, series.images[i], window=series.window, **settings)
+            kept[i] = found, time.perf_counter() - start
+    pairs: dict[int, PairRegistration] = {i: kept[i][0] for i in known if i != series.reference}
+
+    def registration(index: int, grid: Grid) -> PairRegistration:
+        if index in pairs and Grid.of(pairs[index].displacement).is_close(grid):
+            return pairs[index]
+        weights = {i: weight for i, weight in around(patient, known, index).items() if i in pairs}
+
+        def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
+            flat = points_mm.reshape(-1, 3)
+            moved = flat.copy()
+            for i, weight in weights.items():
+                moved += weight * (pairs[i].map_points(flat) - flat)
+            return moved.reshape(points_mm.shape)
+
+        return registration_of(grid, target_to_reference)
+
+    seconds = sum(kept[i][1] for i in pairs)
+    return Answers(fitted=len(pairs), registration=registration), seconds
+
+
+# "w/o t": the same networks, each image by itself (the paper's ablation, Table III).
+WITHOUT_TIME = {
+    "stnerp_fast_without_t": "stnerp_fast_prior",
+    "stnerp_paper_without_t": "stnerp_paper",
+}
+PEERS = [name for name in pair_methods.METHODS if not name.startswith(("stnerp", "no_motion"))]
+
+METHODS: dict[str, SeriesMethod] = {
+    "no_motion": no_motion,
+    "nearest_image": nearest_image,
+    "linear_blend": linear_blend,
+    "stnerp_fast": partial(st_nerp, preset="fast", prior=False),
+    "stnerp_fast_prior": partial(st_nerp, preset="fast", prior=True),
+    "stnerp_fast_blend": partial(st_nerp, preset="fast", prior=False, appearance="blend"),
+    "stnerp_paper": partial(st_nerp, preset="paper", prior=True),
+    "stnerp_paper_without_prior": partial(st_nerp, preset="paper", prior=False),
+    **{name: partial(pairwise, method=pair) for name, pair in WITHOUT_TIME.items()},
+    **{name: partial(pairwise, method=name) for name in PEERS},
+}
+
+LABELS = {
+    **pair_methods.LABELS,
+    "nearest_image": "nearest image",
+    "linear_blend": "linear blend",
+    "stnerp_fast_blend": "stnerp fast, w/o prior, appearance blend",
+    "stnerp_fast_without_t": "stnerp fast, w/o t",
+    "stnerp_paper_without_t": "stnerp paper, w/o t",
+}

@@ -1,0 +1,156 @@
+"""Rows of the series' tables, from records of eval_4dct_*.py and eval_longitudinal_*.py, as CSV and Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import Record
+from run_directory import logger, wrote
+from series_methods import LABELS, METHODS
+
+from stnerp.report import markdown_table, text_table, write_csv
+
+Row = dict[str, Any]
+
+# Columns of the tables, and how many digits; Dice and HD95 are means over the contours of `data.contours`.
+MEASURES = {
+    "psnr_db": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "tre_mean_mm": ("TRE mm", 2),
+    "dice": ("Dice", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "folded_voxels": ("folded", 0),
+    "sd_log_jacobian": ("SD log J", 3),
+}
+
+EXPLAINED = """\
+Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the window as [0, 1], on the scan's own
+grid, where the reference reaches. TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping.
+Dice and HD95: of the reference's contours, carried to the scan. Folded: mean number of voxels with |J| ≤ 0 in an
+image. Time: seconds from files to a model that answers for the whole series, Ref-Net and pre-alignment included;
+methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the displacements of the scans
+before and after it; IDIR draws its points in the lungs, elsewhere its answers mean little. *Nearest image* and
+*linear blend* need no registration. Empty: no answer, or nothing known to compare it with."""
+
+
+def image_rows(records: Iterable[Record]) -> list[Row]:
+    """A row for each image that was scored, with what it is a result of."""
+    rows = []
+    for record in records:
+        asked = record["arguments"]
+        about = {name: asked[name] for name in ("case", "held_out", "scheme", "method") if name in asked}
+        rows += [about | with_contour_means(image) for image in record["result"].get("images", [])]
+    return rows
+
+
+def with_contour_means(image: Mapping[str, Any]) -> Row:
+    """An image's row with `dice` and `hd95_mm`, means over its contours."""
+    row = dict(image)
+    for name, start, end in (("dice", "dice_", ""), ("hd95_mm", "hd95_", "_mm")):
+        values = [v for key, v in image.items() if key.startswith(start) and key.endswith(end) and v == v]
+        if values:
+            row[name] = float(np.mean(values))
+    return row
+
+
+def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Row:
+    """Mean ± standard deviation of each measure, by the name of its column."""
+    cells: Row = {}
+    for name, (title, digits) in MEASURES.items():
+        values = [row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])]
+        if values:
+            spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 and name != "folded_voxels" else ""
+            cells[f"{prefix}{title}"] = f"{np.mean(values):.{digits}f}{spread}"
+    return cells
+
+
+def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records that have a result, by method, in the order of `METHODS`."""
+    order = [name for name in METHODS if any(is_of(r, name) for r in records)]
+    found = {name: [r for r in records if is_of(r, name)] for name in order}
+    return {name: own for name, own in found.items() if own}
+
+
+def is_of(record: Record, method: str) -> bool:
+    return bool(record["arguments"]["method"] == method and record["result"])
+
+
+def seconds(records: Sequence[Record]) -> str:
+    return f"{np.mean([record['result']['seconds'] for record in records]):.1f}"
+
+
+def rows_of_methods(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
+    """A row per method: the unseen images, those that the fit saw, and the time."""
+    table = []
+    for method, own in by_method(records).items():
+        mine = [row for row in rows if row["method"] == method]
+        row: Row = {"method": LABELS[method], "fits": str(len(own))}
+        row |= means([r for r in mine if r["unseen"]], "unseen ")
+        row |= means([r for r in mine if not r["unseen"]], "seen ")
+        table.append({**row, "time s": seconds(own)})
+    return table
+
+
+def about(records: Sequence[Record], more: Sequence[str] = ()) -> str:
+    """Which data, settings and machine the table is of."""
+    cases = {r["arguments"]["case"]: r["arguments"]["data"] for r in records}
+    common = records[0]["arguments"]["common"]
+    lines = [f"- case {number}: {told(section)}" for number, section in sorted(cases.items())]
+    lines += more
+    lines.append(f"- pre-alignment: {common['align']}; seed: {common['seed']}")
+    lines.append(f"- times: on {' | '.join(sorted({record['hardware'] for record in records}))}")
+    return "\n".join(lines)
+
+
+def told(section: Mapping[str, Any]) -> str:
+    """A `data` section in a line."""
+    names = ["kind", "patient", "series", "date", "phase", "days", "size", "spacing_mm", "amplitude_si_mm"]
+    names += ["tumour_scale", "shift_mm", "motion", "noise_hu", "phases", "seed", "window"]
+    parts = [f"{name} {section[name]}" for name in names if section.get(name) is not None]
+    stand_in = section["kind"] in ("phantom", "simulated", "tcia_4d_lung_phantom")
+    return ("**stand-in, don't compare with the paper's figures**; " if stand_in else "") + ", ".join(parts)
+
+
+def notes(records: Sequence[Record], missing: Mapping[str, str]) -> list[str]:
+    """What is changed or missing, a line each."""
+    lines = [f"- case {case}: {reason}" for case, reason in missing.items()]
+    changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
+    lines += [f"- {LABELS[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
+    failures: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record["failure"]:
+            key = record["arguments"]["method"], record["failure"]
+            failures.setdefault(key, []).append(str(record["arguments"]["case"]))
+    for (method, failure), cases in failures.items():
+        lines.append(f"- {LABELS[method]}, case {', '.join(dict.fromkeys(cases))}: {failure}")
+    return lines
+
+
+def write_report(
+    out: Path,
+    name: str,
+    title: str,
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    sections: Sequence[tuple[str, Sequence[Row]]],
+    missing: Mapping[str, str],
+    explained: str = EXPLAINED,
+    more: Sequence[str] = (),
+) -> None:
+    """metrics.csv (a row per image) and `name`.md (tables with headings; the first has none, and is logged)."""
+    wrote(write_csv(out / "metrics.csv", rows))
+    parts = [f"# {title}", about(records, more)]
+    for heading, table in sections:
+        parts += [*([f"## {heading}"] if heading else []), markdown_table(table)]
+        if not heading:
+            parts.append(explained)
+    if lines := notes(records, missing):
+        parts += ["## What is changed or missing", "\n".join(lines)]
+    path = out / f"{name}.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    wrote(path)
+    logger.info("\n%s\n", text_table(sections[0][1]))

@@ -1,0 +1,304 @@
+"""The tables of series end to end on tiny stand-ins: directions, what is written, going on, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stnerp.baselines.pair import PairRegistration, registration_of
+from stnerp.geometry import Grid
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+# A handful of steps: what comes out is no good, but it comes out in a second.
+FEW = "{levels: [[20,30,3]]}"
+FEW_PRIOR = "{levels: [[20,30,3]], ref_net: {iterations: 5}}"
+QUICK = f"options={{stnerp_fast: {FEW}, stnerp_fast_prior: {FEW_PRIOR}, stnerp_fast_without_t: {FEW_PRIOR}}}"
+WEEKS = ["data.series=longitudinal", "data.days=[0,7,14,21,28]", "data.shift_mm=12"]
+BREATH = ["data.series=breathing", "data.phases=[0,20,40,60,80]"]
+TINY = ["data=tcia_4d_lung_phantom", "data.size=[36,28,18]", "data.spacing_mm=10"]
+COMMON = [*TINY, "align=none", "device=cpu", "progress=false"]
+
+
+@pytest.fixture(autouse=True)
+def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stand_ins")
+
+
+def run(script: str, out: Path, *arguments: str) -> None:
+    """A script as from the command line, in this process; SystemExit where it ends with an error."""
+    module = importlib.import_module(script)
+    before, sys.argv = sys.argv, [f"{script}.py", f"out={out}", *arguments]
+    try:
+        importlib.import_module("run_directory").launch(module.main)
+    finally:
+        sys.argv = before
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def truth(kind: str, root: Path, direction: int = 1) -> Any:
+    """A pair method that knows the motion of a stand-in, or has it the wrong way round."""
+    four_d_lung_data = importlib.import_module("four_d_lung_data")
+    motions = {
+        "days": ([0, 7, 14, 21, 28], [0.0], 12.0),
+        "phases": ([0], [0, 20, 40, 60, 80], 4.0),
+    }[kind]
+    values = json.loads((root / "phantom.json").read_text(encoding="utf-8"))
+    assert values["days"] == motions[0]
+    phantom = four_d_lung_data.phantom_of(values)
+    moments = [four_d_lung_data.Therapy.moment(day, phase) for day in motions[0] for phase in motions[1]]
+    images = {phantom.image(t).GetPixel(10, 10, 5): t for t in moments}
+    images = {float(np.rint(value)): t for value, t in images.items()}
+    assert len(images) == len(moments)  # noise tells them apart
+
+    def register(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+        t = images[float(target.GetPixel(10, 10, 5))]
+        start = images[float(reference.GetPixel(10, 10, 5))]
+
+        def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
+            flat = points_mm.reshape(-1, 3)
+            at_rest = phantom.map_points(flat, t)
+            moved = phantom.map_points(at_rest, start, inverse=True)
+            return (flat + direction * (moved - flat)).reshape(points_mm.shape)
+
+        return registration_of(Grid.of(target), target_to_reference)
+
+    return register
+
+
+# -- interpolation
+
+SERIES_METHODS = ["no_motion", "nearest_image", "linear_blend", "stnerp_fast", "stnerp_fast_prior"]
+
+
+@pytest.fixture(scope="module")
+def ablation(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ablation") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", QUICK]
+        # Written first: the method that knows the motion reads how it was made.
+        run("eval_longitudinal_ablation", out, *arguments, "held_out=[3]", "methods=[no_motion]")
+        known = truth("days", stand_ins / "weeks")
+        patch.setitem(importlib.import_module("pair_methods").METHODS, "greedy", known)
+        methods = [*SERIES_METHODS, "stnerp_fast_without_t", "greedy"]
+        run("eval_longitudinal_ablation", out, *arguments, "held_out=[3,4]", f"methods=[{','.join(methods)}]")
+    return out
+
+
+def test_every_method_has_its_rows(ablation: Path) -> None:
+    rows = rows_of(ablation / "metrics.csv")
+    for method in (*SERIES_METHODS, "stnerp_fast_without_t", "greedy"):
+        for scan in ("3", "4"):
+            own = [row for row in rows if (row["method"], row["held_out"]) == (method, scan)]
+            copies = method in ("nearest_image", "linear_blend")
+            assert [row["scan"] for row in own] == ([scan] if copies else ["2", "3", "4", "5"])
+            assert [row["scan"] for row in own if row["unseen"] == "True"] == [scan]
+            assert all(row["psnr_db"] for row in own)
+            assert all(bool(row["dice_Tumor"]) is (method != "linear_blend") for row in own)
+            assert all(bool(row["tre_mean_mm"]) is (method != "linear_blend") for row in own)
+            assert all(bool(row["sd_log_jacobian"]) is not copies for row in own)
+
+
+def test_the_known_motion_scores_best(ablation: Path) -> None:
+    rows = rows_of(ablation / "metrics.csv")
+
+    def mean(method: str, unseen: str, name: str) -> float:
+        own = [float(r[name]) for r in rows if (r["method"], r["unseen"]) == (method, unseen)]
+        return float(np.mean(own))
+
+    # Between voxels a displacement is linear: some tenths of a mm on voxels of 10 mm.
+    assert mean("greedy", "False", "tre_mean_mm") < 0.3
+    assert mean("no_motion", "False", "tre_mean_mm") > 3
+    assert mean("greedy", "False", "dice_Tumor") > mean("no_motion", "False", "dice_Tumor")
+    # The scan left out: its neighbours' displacements, mixed. The change is no straight line in time.
+    assert mean("greedy", "True", "tre_mean_mm") < 0.25 * mean("no_motion", "True", "tre_mean_mm")
+    assert mean("nearest_image", "True", "tre_mean_mm") < 0.6 * mean("no_motion", "True", "tre_mean_mm")
+
+
+def test_the_wrong_direction_is_seen(ablation: Path, stand_ins: Path, tmp_path: Path) -> None:
+    pair_methods = importlib.import_module("pair_methods")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pair_methods.METHODS, "greedy", truth("days", stand_ins / "weeks", direction=-1))
+        arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]", "methods=[greedy]"]
+        run("eval_longitudinal_ablation", tmp_path, *arguments)
+    before = [r for r in rows_of(ablation / "metrics.csv") if (r["method"], r["held_out"]) == ("no_motion", "3")]
+    wrong = rows_of(tmp_path / "metrics.csv")
+    assert all(float(w["tre_mean_mm"]) > 1.5 * float(b["tre_mean_mm"]) for w, b in zip(wrong, before, strict=True))
+
+
+def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
+    table = (ablation / "table_3.md").read_text(encoding="utf-8")
+    prior = next(line for line in table.splitlines() if "| interpolation | 3 | stnerp fast |" in line)
+    assert prior.rstrip("| ").endswith("30.06 | 0.937 | 0.700")
+    assert "stand-in, don't compare" in table
+    assert "stnerp fast, w/o t" in table
+    table = (ablation / "table_6.md").read_text(encoding="utf-8")
+    assert "| registration | stnerp fast, w/o prior |" in table
+    assert "40.35" in table
+
+
+def test_the_same_command_goes_on(ablation: Path, stand_ins: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(ablation, out)
+    (out / "results" / "case01-without3-stnerp_fast.json").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
+    arguments = [
+        *COMMON,
+        *WEEKS,
+        f"data.root={stand_ins / 'weeks'}",
+        QUICK,
+        "methods=[no_motion,stnerp_fast]",
+        "held_out=[3]",
+    ]
+    run("eval_longitudinal_ablation", out, *arguments)
+    assert (out / "results" / "case01-without3-stnerp_fast.json").is_file()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    with pytest.raises(SystemExit):  # another seed is another table
+        run("eval_longitudinal_ablation", out, *arguments, "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "table"),
+    [
+        ("eval_4dct_interpolation", [*BREATH, "held_out=[4]"], "table_1.md"),
+        ("eval_longitudinal_interpolation", [*WEEKS, "held_out=[3]"], "table_2.md"),
+    ],
+)
+def test_interpolation(script: str, more: list[str], table: str, stand_ins: Path, tmp_path: Path) -> None:
+    root = stand_ins / ("weeks" if "longitudinal" in script else "breath")
+    methods = "methods=[no_motion,nearest_image,linear_blend,stnerp_fast_prior]"
+    quick = f"options={{stnerp_fast_prior: {FEW_PRIOR}}}"
+    run(script, tmp_path, *COMMON, f"data.root={root}", *more, methods, quick)
+    text = (tmp_path / table).read_text(encoding="utf-8")
+    assert "What is changed or missing" in text  # the options
+    assert ": failed" not in (tmp_path / f"{script}.log").read_text(encoding="utf-8")
+    assert "The reference as Ref-Net draws it" in text
+    assert "Published" in text
+    for label in ("nearest image", "linear blend", "stnerp fast"):
+        assert label in text
+    run("figures", tmp_path)
+    found = {path.name.partition("-")[0] for path in (tmp_path / "figures").glob("*.png")}
+    assert found == {"along_series", "slices", "contours"}
+    with pytest.raises(SystemExit):
+        run("figures", tmp_path)  # they are there
+
+
+def test_several_cases_and_one_that_is_missing(stand_ins: Path, tmp_path: Path) -> None:
+    cases = f"cases=[{{root: {stand_ins / 'weeks'}}}, {{root: {tmp_path / 'b'}, seed: 1}}, {{days: [3,1]}}]"
+    run(
+        "eval_longitudinal_interpolation",
+        tmp_path / "run",
+        *COMMON,
+        *WEEKS,
+        f"data.root={tmp_path / 'c'}",
+        cases,
+        "held_out=[3]",
+        "methods=[no_motion]",
+    )
+    rows = rows_of(tmp_path / "run" / "metrics.csv")
+    assert {row["case"] for row in rows} == {"1", "2"}
+    assert rows[0]["psnr_db"] != rows[4]["psnr_db"]
+    assert "- case 3: data.days: [3, 1]" in (tmp_path / "run" / "table_2.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("held_out=[1]", "other than the reference's, 1"),
+        ("held_out=[6]", "from 1 to 5"),
+        ("held_out=[x]", "'x' must be the number of a scan"),
+        ("methods=[elastik]", "methods: unknown elastik"),
+        ("options={idirr: {}}", "options: unknown idirr"),
+        ("cases=[a]", "cases: ['a'] must be settings of data"),
+        ("cases=[{patients: a}]", "data has no setting patients"),
+    ],
+)
+def test_what_is_refused(
+    argument: str, says: str, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]", "methods=[no_motion]"]
+    with pytest.raises(SystemExit):
+        run("eval_longitudinal_interpolation", tmp_path, *arguments, argument)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+
+
+# -- pairs
+
+
+def test_registration(stand_ins: Path, tmp_path: Path) -> None:
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", f"options={{stnerp_fast: {FEW}}}"]
+    run("eval_longitudinal_registration", tmp_path, *arguments, "methods=[no_motion]", "schemes=[long]")
+    with pytest.MonkeyPatch.context() as patch:
+        methods = importlib.import_module("pair_methods").METHODS
+        patch.setitem(methods, "greedy", truth("days", stand_ins / "weeks"))
+        patch.setitem(methods, "idir", truth("days", stand_ins / "weeks", direction=-1))
+        run("eval_longitudinal_registration", tmp_path, *arguments, "methods=[no_motion,stnerp_fast,greedy,idir]")
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert len(rows) == 4 * 8
+    pairs = {(r["scheme"], r["earlier"], r["later"]) for r in rows}
+    assert len(pairs) == 8
+    for pair in pairs:
+        own = {r["method"]: r for r in rows if (r["scheme"], r["earlier"], r["later"]) == pair}
+        error = {method: float(row["tre_mean_mm"]) for method, row in own.items()}
+        assert error["greedy"] < 0.3
+        assert error["idir"] > 1.5 * error["no_motion"] > 0.6
+        assert own["greedy"]["folded_voxels"] == "0"
+    text = (tmp_path / "table_5.md").read_text(encoding="utf-8")
+    assert "| long | IDIR |" in text
+    assert "38.73 | 0.988 | 0.780 | 0 |" in text
+    run("figures", tmp_path, "methods=[greedy,no_motion]")
+    names = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert "dice.png" in names
+    assert len(names) == 1 + 8
+
+
+def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) -> None:
+    def fail(*arguments: Any, **settings: Any) -> PairRegistration:
+        raise RuntimeError("no such\nthing")
+
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "schemes=[short]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(importlib.import_module("pair_methods").METHODS, "greedy", fail)
+        run("eval_longitudinal_registration", tmp_path, *arguments, "methods=[greedy,no_motion]")
+    text = (tmp_path / "table_5.md").read_text(encoding="utf-8")
+    assert "- greedy, case 1: RuntimeError: no such thing" in text
+    assert "| short | no motion | 4 |" in text
+
+
+# -- landmarks of the stand-in
+
+
+@pytest.mark.parametrize("kind", [WEEKS, BREATH])
+def test_landmarks_follow_the_images(kind: list[str], stand_ins: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    root = stand_ins / ("weeks" if kind is WEEKS else "breath")
+    with initialize_config_dir(str(SCRIPTS.parent / "configs"), version_base="1.3"):
+        config = compose("train_def", ["out=x", *TINY, f"data.root={root}", *kind])
+    series = importlib.import_module("data").load_data(config.data).series
+    masks, landmarks = series.masks, series.landmarks
+    assert len(landmarks) == len(series) == 5
+    moved = [np.linalg.norm(own - landmarks[0], axis=1).mean() for own in landmarks]
+    assert moved[0] == 0
+    assert max(moved) > 3
+    assert all(mask is not None for mask in masks)
