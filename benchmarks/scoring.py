@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from answers import Answers, Row, answer, landmark_errors
+from answers import Answers, Row, answer, landmark_errors, summary_of_errors
 from answers import score as scores_of
 from cases import Case
 from data import PatientData
@@ -33,21 +33,9 @@ def summary(rows: Sequence[tuple[Row, Errors]]) -> Row:
     for number, region in enumerate(dict.fromkeys(name for _, errors in rows for name in errors)):
         pooled = np.concatenate([errors[region] for _, errors in rows if region in errors])
         name = "tre" if number == 0 else f"tre_{region.replace(' ', '_')}"
-        result |= {f"{name}_{key}": value for key, value in _of_errors(pooled).items()}
+        result |= {f"{name}_{key}": value for key, value in summary_of_errors(pooled).items()}
     for name in dict.fromkeys(name for row, _ in rows for name in row):
         values = [row[name] for row, _ in rows if name in row and not np.isnan(row[name])]
         if values:
             result[name] = float(np.sum(values) if name in SUMMED else np.mean(values))
     return result
-
-
-def _of_errors(errors_mm: np.ndarray) -> Mapping[str, float]:
-    if len(errors_mm) == 0:
-        return {}
-    return {
-        "mean_mm": float(errors_mm.mean()),
-        "median_mm": float(np.median(errors_mm)),
-        "p95_mm": float(np.percentile(errors_mm, 95)),
-        "max_mm": float(errors_mm.max()),
-        "points": len(errors_mm),
-    }

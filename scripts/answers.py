@@ -125,6 +125,29 @@ def landmark_errors(patient: PatientData, given: Answer, index: int) -> tuple[np
     return tre_mm(found_mm, shown_mm), seen
 
 
+def all_scores(patient: PatientData, given: Answer, index: int) -> Row:
+    """`score`, and the TRE of the landmarks in both fields of view: mean, median and 95th percentile, mm."""
+    row = score(patient, given, index)
+    if (measured := landmark_errors(patient, given, index)) is not None:
+        errors_mm, seen = measured
+        summary = summary_of_errors(errors_mm[seen])
+        row |= {f"tre_{name}": summary[name] for name in ("mean_mm", "median_mm", "p95_mm") if name in summary}
+    return row
+
+
+def summary_of_errors(errors_mm: np.ndarray) -> Row:
+    """Of landmarks' errors (N,) in mm; empty where there are none."""
+    if len(errors_mm) == 0:
+        return {}
+    return {
+        "mean_mm": float(errors_mm.mean()),
+        "median_mm": float(np.median(errors_mm)),
+        "p95_mm": float(np.percentile(errors_mm, 95)),
+        "max_mm": float(errors_mm.max()),
+        "points": len(errors_mm),
+    }
+
+
 def jacobian_by_slabs(displacement: sitk.Image, thickness: int = 16) -> np.ndarray:
     """`jacobian_determinant` some slices at a time: at once it takes several times the memory of the field."""
     field, grid = sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)

@@ -11,7 +11,7 @@ import numpy as np
 from dirlab_data import known_motion_errors_mm
 from pair_methods import LABELS, METHODS
 from published import DIRLAB, TABLE_4
-from results import Record
+from results import Record, notes, read_records
 from run_directory import logger, wrote
 
 from stnerp.report import markdown_table, text_table, write_csv
@@ -37,11 +37,10 @@ elsewhere its answers mean little.) Time: mean over cases, from files to the dis
 its Table IV, mean ± standard deviation; it doesn't say over what, nor whether points were snapped."""
 
 
-def read_records(folder: Path) -> list[Record]:
+def sorted_records(folder: Path) -> list[Record]:
     """All records of a folder, in the order of methods and cases."""
     order = {name: i for i, name in enumerate(METHODS)}
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[!.]*.json")]
-    return sorted(records, key=lambda r: (order[r["arguments"]["method"]], r["arguments"]["case"]))
+    return sorted(read_records(folder), key=lambda r: (order[r["arguments"]["method"]], r["arguments"]["case"]))
 
 
 def write_tables(out: Path, records: Sequence[Record], missing: Mapping[int, str]) -> None:
@@ -92,8 +91,8 @@ def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
         "## Published by others: mean TRE over the ten cases, mm",
         markdown_table(DIRLAB),
     ]
-    if notes := [*_changes(records), *_missing(records, missing)]:
-        parts += ["## What is changed or missing", "\n".join(notes)]
+    if lines := notes(records, missing, LABELS):
+        parts += ["## What is changed or missing", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,20 +162,3 @@ def _about_stand_ins(records: Sequence[Record]) -> str:
         "Don't compare these figures with the published ones. "
         f"The known motion itself has a TRE of {free:.2f} mm, snapped {snapped:.2f} mm"
     )
-
-
-def _changes(records: Sequence[Record]) -> list[str]:
-    changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
-    return [f"- {LABELS[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
-
-
-def _missing(records: Sequence[Record], missing: Mapping[int, str]) -> list[str]:
-    notes = [f"- case {case}: {reason}" for case, reason in missing.items()]
-    failures: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        if record["failure"]:
-            key = record["arguments"]["method"], record["failure"]
-            failures.setdefault(key, []).append(str(record["arguments"]["case"]))
-    return notes + [
-        f"- {LABELS[method]}, case {', '.join(cases)}: {failure}" for (method, failure), cases in failures.items()
-    ]

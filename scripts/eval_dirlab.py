@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 from answers import jacobian_by_slabs
 from dirlab_data import case_of, section_of
-from dirlab_table import read_records, write_tables
+from dirlab_table import sorted_records, write_tables
 from omegaconf import DictConfig
 from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
@@ -77,7 +77,7 @@ def main(config: DictConfig) -> None:
                 path = results / f"case{number:02d}-{method}.json"
                 record, new = recorded(path, arguments, partial(measure, pair, arguments))
                 say(path.stem, record, new)
-        records = read_records(results)
+        records = sorted_records(results)
         if not records:
             raise MissingFileError(next(iter(missing.values())))
         write_tables(out, records, missing)

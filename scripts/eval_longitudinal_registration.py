@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from answers import Answers, answer, landmark_errors, score
+from answers import Answers, all_scores, answer
 from data import PatientData
-from leave_out import align_of, changes_of, common_of, load_case, of_errors, start_anew
+from leave_out import align_of, common_of, readable_cases, records_of, start_anew
 from omegaconf import DictConfig
 from pair_methods import LABELS, METHODS
 from published import TABLE_5
-from results import Record, check_methods, read_records, recorded
+from results import Record, check_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
 from series_tables import Row, image_rows, means, seconds, write_report
@@ -59,18 +59,11 @@ def main(config: DictConfig) -> None:
         start_anew(config, out)
         wrote(write_config(config, out / "config.yaml"))
         missing: dict[str, str] = {}
-        for number, changes in enumerate(changes_of(config), 1):
-            try:
-                patient, section = load_case(config, changes)
-            except InputError as error:
-                if not changes:
-                    raise
-                missing[str(number)] = str(error)
-                logger.error("case %d: left out: %s", number, error)
-                continue
+        wanted_of = partial(pairs_of, schemes=schemes)
+        for number, patient, section, pairs in readable_cases(config, missing, wanted_of):
             common = common_of(config)
             for method in dict.fromkeys(methods):
-                for scheme, earlier, later in pairs_of(len(patient.series), schemes):
+                for scheme, earlier, later in pairs:
                     stem = f"case{number:02d}-{scheme}{earlier + 1}to{later + 1}-{method}"
                     arguments = {
                         "case": number,
@@ -82,14 +75,11 @@ def main(config: DictConfig) -> None:
                         "common": common,
                     }
                     settings = {**common, "align": align_of(config, patient), **arguments["options"]}
-                    make = partial(
-                        measure, pair_of(patient, earlier, later), method, settings, out / "pictures" / stem
-                    )
+                    pair, picture = pair_of(patient, earlier, later), out / "pictures" / f"{stem}.npz"
+                    make = partial(measure, pair, method, settings, picture)
                     record, new = recorded(out / "results" / f"{stem}.json", arguments, make)
                     say(stem, record, new)
-        records = read_records(out / "results")
-        if not records:
-            raise InputError(f"cases: none could be read; {next(iter(missing.values()))}")
+        records = records_of(out, missing)
         rows = image_rows(records)
         title = "Table V: pairs of scans over a therapy, long and short range"
         sections = [("", rows_of_schemes(records, rows)), ("Each pair", rows_of_pairs(rows))]
@@ -97,8 +87,9 @@ def main(config: DictConfig) -> None:
         wrote(out / "eval_longitudinal_registration.log")
 
 
-def pairs_of(scans: int, schemes: Sequence[str]) -> list[tuple[str, int, int]]:
+def pairs_of(patient: PatientData, schemes: Sequence[str]) -> list[tuple[str, int, int]]:
     """(scheme, earlier, later): the first scan with each later one, and each with the next."""
+    scans = len(patient.series)
     pairs = {
         "long": [("long", 0, later) for later in range(1, scans)],
         "short": [("short", later - 1, later) for later in range(1, scans)],
@@ -120,10 +111,7 @@ def measure(pair: PatientData, method: str, settings: Mapping[str, Any], picture
     spent = time.perf_counter() - start
     answers = Answers(fitted=1, registration=lambda index, grid: found)
     given = answer(pair, answers, 1)
-    row: dict[str, Any] = {"earlier": series.names[0], "later": series.names[1], **score(pair, given, 1)}
-    if (measured := landmark_errors(pair, given, 1)) is not None:
-        errors_mm, seen = measured
-        row |= {f"tre_{name}_mm": value for name, value in of_errors(errors_mm[seen]).items()}
+    row: dict[str, Any] = {"earlier": series.names[0], "later": series.names[1], **all_scores(pair, given, 1)}
     save_slices(picture, pair, answers, given, 1)
     return {"images": [{**row, "seconds": spent}], "seconds": spent}
 

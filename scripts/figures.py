@@ -24,7 +24,7 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 from pair_methods import LABELS as PAIR_LABELS
-from results import read_records
+from results import record_of
 from run_directory import CONFIGS, launch, run_directory, wrote
 from saved_slices import Slices, load_slices
 from series_methods import LABELS
@@ -71,15 +71,9 @@ def number(row: Mapping[str, str], name: str) -> float:
 
 
 def scores_of(results: Path) -> dict[str, Mapping[str, Any]]:
-    """Each pair's scores by the name of its record."""
-    return {
-        f"case{r['arguments']['case']:02d}-{r['arguments']['scheme']}"
-        f"{r['arguments']['pair'][0]}to{r['arguments']['pair'][1]}-{r['arguments']['method']}": r["result"][
-            "images"
-        ][0]
-        for r in read_records(results)
-        if r["result"]
-    }
+    """Each pair's scores by the name of its record, which its picture shares."""
+    records = {path.stem: record_of(path) for path in results.glob("[!.]*.json")}
+    return {name: record["result"]["images"][0] for name, record in records.items() if record["result"]}
 
 
 # -- curves and boxes

@@ -6,13 +6,12 @@ For each case, method and image left out: a record in results/, and slices of th
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from answers import answer, landmark_errors, score
+from answers import all_scores, answer
 from data import PatientData, load_data
 from omegaconf import DictConfig, OmegaConf
 from results import Record, check_common, check_methods, read_records, recorded
@@ -23,6 +22,8 @@ from series_methods import METHODS, Kept
 from stnerp import InputError
 from stnerp.metrics import psnr_db, ssim
 from stnerp.preprocess import normalised
+
+T = TypeVar("T")
 
 
 def changes_of(config: DictConfig) -> list[dict[str, Any]]:
@@ -75,6 +76,39 @@ def start_anew(config: DictConfig, out: Path) -> None:
     check_common(out / "results", common_of(config))
 
 
+def readable_cases(
+    config: DictConfig, missing: dict[str, str], wanted_of: Callable[[PatientData], T]
+) -> Iterator[tuple[int, PatientData, dict[str, Any], T]]:
+    """Number, patient and `data` section of each case, and what is wanted of it.
+
+    A case that can't be read, or doesn't have what is wanted, is told, put into `missing` with the reason, and
+    left out; where `cases` isn't given, there is no other, and the error is raised.
+    """
+    for number, changes in enumerate(changes_of(config), 1):
+        try:
+            patient, section = load_case(config, changes)
+            wanted = wanted_of(patient)
+        except InputError as error:
+            if not changes:
+                raise
+            missing[str(number)] = str(error)
+            logger.error("case %d: left out: %s", number, error)
+            continue
+        yield number, patient, section, wanted
+
+
+def records_of(out: Path, missing: Mapping[str, str]) -> list[Record]:
+    """All records of a run directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    records = read_records(out / "results")
+    if not records:
+        raise InputError(f"cases: none could be read; {next(iter(missing.values()))}")
+    return records
+
+
 def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str]]:
     """All records of the run directory, and the cases that could not be read, with the reason.
 
@@ -86,16 +120,7 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     scans = plain(config.held_out)
     start_anew(config, out)
     missing: dict[str, str] = {}
-    for number, changes in enumerate(changes_of(config), 1):
-        try:
-            patient, section = load_case(config, changes)
-            held_out = [index_of(patient, scan) for scan in scans]
-        except InputError as error:
-            if not changes:
-                raise
-            missing[str(number)] = str(error)
-            logger.error("case %d: left out: %s", number, error)
-            continue
+    for number, patient, section, held_out in readable_cases(config, missing, partial(indices_of, scans)):
         common = common_of(config)
         settings = {**common, "align": align_of(config, patient)}
         for method in dict.fromkeys(methods):
@@ -118,10 +143,11 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
                 say(stem, record, new)
             del kept
             gc.collect()
-    records = read_records(out / "results")
-    if not records:
-        raise InputError(f"cases: none could be read; {next(iter(missing.values()))}")
-    return records, missing
+    return records_of(out, missing), missing
+
+
+def indices_of(scans: Sequence[object], patient: PatientData) -> list[int]:
+    return [index_of(patient, scan) for scan in scans]
 
 
 def index_of(patient: PatientData, scan: object) -> int:
@@ -155,12 +181,8 @@ def measure(
     for index in series.targets:
         given = answer(patient, answers, index)
         row: dict[str, Any] = {"scan": index + 1, "time": series.times[index], "unseen": index == held_out}
-        row |= score(patient, given, index)
-        if (measured := landmark_errors(patient, given, index)) is not None:
-            errors_mm, seen = measured
-            row |= {f"tre_{name}_mm": value for name, value in of_errors(errors_mm[seen]).items()}
-        if len(row) > 3:
-            rows.append(row)
+        if scores := all_scores(patient, given, index):
+            rows.append(row | scores)
         if index == held_out or patient.contours:
             save_slices(pictures.with_name(f"{pictures.name}-scan{index + 1}.npz"), patient, answers, given, index)
     result: dict[str, Any] = {"images": rows, "seconds": patient.seconds + seconds}
@@ -168,17 +190,6 @@ def measure(
         drawn, voxels = (normalised(image, series.window) for image in (answers.rendered, series.reference_image))
         result |= {"prior_psnr_db": min(psnr_db(drawn, voxels), 200.0), "prior_ssim": ssim(drawn, voxels)}
     return result
-
-
-def of_errors(errors_mm: np.ndarray) -> dict[str, float]:
-    """Mean, median and 95th percentile."""
-    if len(errors_mm) == 0:
-        return {}
-    return {
-        "mean": float(np.mean(errors_mm)),
-        "median": float(np.median(errors_mm)),
-        "p95": float(np.percentile(errors_mm, 95)),
-    }
 
 
 def say(name: str, record: Record, new: bool) -> None:

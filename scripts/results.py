@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def recorded(
     """
     asked = json.loads(json.dumps(dict(arguments)))  # as they will be read again: no tuples
     if path.is_file():
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        record = record_of(path)
         if not record["failure"]:
             if record["arguments"] != asked:
                 raise InputError(
@@ -66,7 +66,12 @@ def recorded(
 
 def read_records(folder: Path) -> list[Record]:
     """All records of a folder, by name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[!.]*.json"))]
+    return [record_of(path) for path in sorted(folder.glob("[!.]*.json"))]
+
+
+def record_of(path: Path) -> Record:
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def check_methods(methods: object, options: object, known: Collection[str]) -> None:
@@ -84,12 +89,32 @@ def check_methods(methods: object, options: object, known: Collection[str]) -> N
 def check_common(folder: Path, common: Mapping[str, Any]) -> None:
     """One table, one set of data, one preparation: raises InputError for a result of another, forgets failures."""
     for path in sorted(folder.glob("[!.]*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = record_of(path)
         if record["arguments"]["common"] == common:
             continue
         if not record["failure"]:
             raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
         path.unlink()
+
+
+def notes(records: Sequence[Record], missing: Mapping[Any, str], labels: Mapping[str, str]) -> list[str]:
+    """What was changed, is missing or failed, a line each.
+
+    Args:
+        missing: cases that could not be read, and why.
+        labels: of the methods.
+    """
+    changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
+    lines = [f"- {labels[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
+    lines += [f"- case {case}: {reason}" for case, reason in missing.items()]
+    failures: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record["failure"]:
+            key = record["arguments"]["method"], record["failure"]
+            failures.setdefault(key, []).append(str(record["arguments"]["case"]))
+    for (method, failure), cases in failures.items():
+        lines.append(f"- {labels[method]}, case {', '.join(dict.fromkeys(cases))}: {failure}")
+    return lines
 
 
 def hardware() -> str:

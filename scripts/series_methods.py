@@ -78,14 +78,11 @@ def around(patient: PatientData, known: Sequence[int], index: int) -> dict[int, 
 
 def drawn_on(series: Series, index: int, grid: Grid) -> sitk.Image:
     """An image of the series on another's grid, where their headers place them, float32."""
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetSize(grid.size)
-    resampler.SetOutputSpacing(grid.spacing_mm)
-    resampler.SetOutputOrigin(grid.origin_mm)
-    resampler.SetOutputDirection(grid.direction)
-    resampler.SetOutputPixelType(sitk.sitkFloat32)
-    resampler.SetDefaultPixelValue(series.window.low)
-    return resampler.Execute(series.images[index])
+    place = (grid.origin_mm, grid.spacing_mm, grid.direction)
+    outside = series.window.low
+    return sitk.Resample(
+        series.images[index], grid.size, sitk.Transform(), sitk.sitkLinear, *place, outside, sitk.sitkFloat32
+    )
 
 
 # -- one model of all times

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import Record
+from results import Record, notes
 from run_directory import logger, wrote
 from series_methods import LABELS, METHODS
 
@@ -70,13 +69,8 @@ def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Row:
 
 def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records that have a result, by method, in the order of `METHODS`."""
-    order = [name for name in METHODS if any(is_of(r, name) for r in records)]
-    found = {name: [r for r in records if is_of(r, name)] for name in order}
-    return {name: own for name, own in found.items() if own}
-
-
-def is_of(record: Record, method: str) -> bool:
-    return bool(record["arguments"]["method"] == method and record["result"])
+    found = {m: [r for r in records if r["arguments"]["method"] == m and r["result"]] for m in METHODS}
+    return {method: own for method, own in found.items() if own}
 
 
 def seconds(records: Sequence[Record]) -> str:
@@ -95,12 +89,11 @@ def rows_of_methods(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]
     return table
 
 
-def about(records: Sequence[Record], more: Sequence[str] = ()) -> str:
+def about(records: Sequence[Record]) -> str:
     """Which data, settings and machine the table is of."""
     cases = {r["arguments"]["case"]: r["arguments"]["data"] for r in records}
     common = records[0]["arguments"]["common"]
     lines = [f"- case {number}: {told(section)}" for number, section in sorted(cases.items())]
-    lines += more
     lines.append(f"- pre-alignment: {common['align']}; seed: {common['seed']}")
     lines.append(f"- times: on {' | '.join(sorted({record['hardware'] for record in records}))}")
     return "\n".join(lines)
@@ -115,21 +108,6 @@ def told(section: Mapping[str, Any]) -> str:
     return ("**stand-in, don't compare with the paper's figures**; " if stand_in else "") + ", ".join(parts)
 
 
-def notes(records: Sequence[Record], missing: Mapping[str, str]) -> list[str]:
-    """What is changed or missing, a line each."""
-    lines = [f"- case {case}: {reason}" for case, reason in missing.items()]
-    changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
-    lines += [f"- {LABELS[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
-    failures: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        if record["failure"]:
-            key = record["arguments"]["method"], record["failure"]
-            failures.setdefault(key, []).append(str(record["arguments"]["case"]))
-    for (method, failure), cases in failures.items():
-        lines.append(f"- {LABELS[method]}, case {', '.join(dict.fromkeys(cases))}: {failure}")
-    return lines
-
-
 def write_report(
     out: Path,
     name: str,
@@ -139,16 +117,15 @@ def write_report(
     sections: Sequence[tuple[str, Sequence[Row]]],
     missing: Mapping[str, str],
     explained: str = EXPLAINED,
-    more: Sequence[str] = (),
 ) -> None:
     """metrics.csv (a row per image) and `name`.md (tables with headings; the first has none, and is logged)."""
     wrote(write_csv(out / "metrics.csv", rows))
-    parts = [f"# {title}", about(records, more)]
+    parts = [f"# {title}", about(records)]
     for heading, table in sections:
         parts += [*([f"## {heading}"] if heading else []), markdown_table(table)]
         if not heading:
             parts.append(explained)
-    if lines := notes(records, missing):
+    if lines := notes(records, missing, LABELS):
         parts += ["## What is changed or missing", "\n".join(lines)]
     path = out / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

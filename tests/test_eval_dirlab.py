@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from hydra import compose, initialize_config_dir
+from test_scripts import run as run_script
 
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
@@ -39,15 +40,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(out: Path, *arguments: str) -> None:
     """The script as from the command line, in this process; SystemExit where it ends with an error."""
-    module = importlib.import_module("eval_dirlab")
     common = [f"out={out}", "device=cpu", "progress=false"]
     if not any(argument.startswith("options=") for argument in arguments):
         common.append(QUICK)
-    before, sys.argv = sys.argv, ["eval_dirlab.py", *common, *arguments]
-    try:
-        importlib.import_module("run_directory").launch(module.main)
-    finally:
-        sys.argv = before
+    run_script("eval_dirlab", *common, *arguments)
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> str:

@@ -6,13 +6,13 @@ import csv
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from test_scripts import run as run_script
 
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
@@ -40,12 +40,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(script: str, out: Path, *arguments: str) -> None:
     """A script as from the command line, in this process; SystemExit where it ends with an error."""
-    module = importlib.import_module(script)
-    before, sys.argv = sys.argv, [f"{script}.py", f"out={out}", *arguments]
-    try:
-        importlib.import_module("run_directory").launch(module.main)
-    finally:
-        sys.argv = before
+    run_script(script, f"out={out}", *arguments)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -53,17 +48,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def truth(kind: str, root: Path, direction: int = 1) -> Any:
+def truth(root: Path, direction: int = 1) -> Any:
     """A pair method that knows the motion of a stand-in, or has it the wrong way round."""
     four_d_lung_data = importlib.import_module("four_d_lung_data")
-    motions = {
-        "days": ([0, 7, 14, 21, 28], [0.0], 12.0),
-        "phases": ([0], [0, 20, 40, 60, 80], 4.0),
-    }[kind]
     values = json.loads((root / "phantom.json").read_text(encoding="utf-8"))
-    assert values["days"] == motions[0]
+    assert values["days"] == [0, 7, 14, 21, 28]
     phantom = four_d_lung_data.phantom_of(values)
-    moments = [four_d_lung_data.Therapy.moment(day, phase) for day in motions[0] for phase in motions[1]]
+    moments = [four_d_lung_data.Therapy.moment(day, 0.0) for day in values["days"]]
     images = {phantom.image(t).GetPixel(10, 10, 5): t for t in moments}
     images = {float(np.rint(value)): t for value, t in images.items()}
     assert len(images) == len(moments)  # noise tells them apart
@@ -96,7 +87,7 @@ def ablation(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", QUICK]
         # Written first: the method that knows the motion reads how it was made.
         run("eval_longitudinal_ablation", out, *arguments, "held_out=[3]", "methods=[no_motion]")
-        known = truth("days", stand_ins / "weeks")
+        known = truth(stand_ins / "weeks")
         patch.setitem(importlib.import_module("pair_methods").METHODS, "greedy", known)
         methods = [*SERIES_METHODS, "stnerp_fast_without_t", "greedy"]
         run("eval_longitudinal_ablation", out, *arguments, "held_out=[3,4]", f"methods=[{','.join(methods)}]")
@@ -136,7 +127,7 @@ def test_the_known_motion_scores_best(ablation: Path) -> None:
 def test_the_wrong_direction_is_seen(ablation: Path, stand_ins: Path, tmp_path: Path) -> None:
     pair_methods = importlib.import_module("pair_methods")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pair_methods.METHODS, "greedy", truth("days", stand_ins / "weeks", direction=-1))
+        patch.setitem(pair_methods.METHODS, "greedy", truth(stand_ins / "weeks", direction=-1))
         arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]", "methods=[greedy]"]
         run("eval_longitudinal_ablation", tmp_path, *arguments)
     before = [r for r in rows_of(ablation / "metrics.csv") if (r["method"], r["held_out"]) == ("no_motion", "3")]
@@ -250,8 +241,8 @@ def test_registration(stand_ins: Path, tmp_path: Path) -> None:
     run("eval_longitudinal_registration", tmp_path, *arguments, "methods=[no_motion]", "schemes=[long]")
     with pytest.MonkeyPatch.context() as patch:
         methods = importlib.import_module("pair_methods").METHODS
-        patch.setitem(methods, "greedy", truth("days", stand_ins / "weeks"))
-        patch.setitem(methods, "idir", truth("days", stand_ins / "weeks", direction=-1))
+        patch.setitem(methods, "greedy", truth(stand_ins / "weeks"))
+        patch.setitem(methods, "idir", truth(stand_ins / "weeks", direction=-1))
         run("eval_longitudinal_registration", tmp_path, *arguments, "methods=[no_motion,stnerp_fast,greedy,idir]")
     rows = rows_of(tmp_path / "metrics.csv")
     assert len(rows) == 4 * 8
