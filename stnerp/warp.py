@@ -83,7 +83,7 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
         if n_from != n_to:
             matrix = _interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
             rows = matrix[slab] if axis == 2 else matrix
-            volume = torch.movedim(torch.movedim(volume, axis, -1) @ rows.T, -1, axis)
+            volume = _along(axis, rows, volume)
         elif axis == 2:
             volume = volume[:, :, slab]
     return volume
@@ -93,8 +93,17 @@ def smoothed(volume: torch.Tensor, sigma: float) -> torch.Tensor:
     """A volume (B, C, z, y, x) after a Gaussian of `sigma` voxels; beyond its border, the border's value."""
     for axis, n in enumerate(_spatial(volume), start=2):
         matrix = _gaussian_matrix(n, sigma).to(volume.device, volume.dtype)
-        volume = torch.movedim(torch.movedim(volume, axis, -1) @ matrix.T, -1, axis)
+        volume = _along(axis, matrix, volume)
     return volume
+
+
+def _along(axis: int, matrix: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
+    """A matrix (m, n) times a contiguous volume (B, C, z, y, x) along an axis of length n, without moving axes."""
+    if axis == 4:
+        return volume @ matrix.T
+    if axis == 3:
+        return matrix @ volume
+    return (matrix @ volume.flatten(3)).unflatten(3, volume.shape[3:])
 
 
 @lru_cache(maxsize=64)
@@ -126,9 +135,8 @@ def _basis(positions: torch.Tensor, n: int, kernel: object) -> torch.Tensor:
     knots = torch.arange(-2, n + 2, dtype=torch.float64)
     weights = kernel(positions[:, None] - knots[None, :])  # type: ignore[operator]
     folded = torch.zeros(len(positions), n, dtype=torch.float64)
-    mirrored = knots.abs().long()
-    mirrored = torch.where(mirrored > n - 1, 2 * (n - 1) - mirrored, mirrored)
-    return folded.index_add_(1, mirrored, weights)
+    once_round = (knots + 2 * (n - 1)).long() % (2 * (n - 1))
+    return folded.index_add_(1, torch.minimum(once_round, 2 * (n - 1) - once_round), weights)
 
 
 def _hat(x: torch.Tensor) -> torch.Tensor:
