@@ -62,8 +62,9 @@ class TimeBasis:
         """M (K, K) of the functions bₗ(t) = Σₖ aₖ(t) Mₖₗ, which a fit works with.
 
         At the measured times but the reference's, they are orthogonal, and a step along one means as much motion
-        as a step along another. Of a cycle's, the k-th harmonics are 1/k as large: motion is smooth in time, and a
-        fast change must be seen more clearly. Directions that the times hardly tell apart are enlarged no further.
+        as a step along another. Of a cycle's, the k-th harmonics are 1/k² as large: so fall those of a motion
+        whose acceleration is bounded, and a fast change must be seen more clearly. Directions that the times
+        hardly tell apart are enlarged no further.
         """
         others = [t for t in self.times if t != self.reference_time]
         values = np.stack([self(t) for t in others])
@@ -71,7 +72,7 @@ class TimeBasis:
         orthonormal = (directions / np.sqrt(np.maximum(size, 0.05 * size.max()))) @ directions.T
         if self.period is None:
             return orthonormal
-        return orthonormal / np.tile(np.arange(1, self.harmonics + 1), 2)
+        return orthonormal / np.tile(np.arange(1, self.harmonics + 1) ** 2, 2)
 
     @property
     def measured_range(self) -> tuple[float, float]:

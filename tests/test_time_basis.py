@@ -122,8 +122,8 @@ def test_mixed_functions_are_orthogonal_at_the_measured_times(period: float | No
     basis = TimeBasis(tuple(float(t) for t in range(9)), 2.0, period=period and 9.0)
     values = np.stack([basis(t) for t in basis.times if t != 2.0]) @ basis.mixing
     size = np.ones(basis.size)
-    if period is not None:  # the k-th harmonics are 1/k as large
-        size = 1 / np.tile([1.0, 2.0, 3.0], 2)
+    if period is not None:  # the k-th harmonics are 1/k² as large
+        size = 1 / np.tile([1.0, 4.0, 9.0], 2)
     products = values.T @ values / len(values)
     # The smallest eigenvalues of nine even phases are above the floor of 5 %, so that nothing is cut.
     assert np.abs(products - np.diag(size**2)).max() < 1e-9
