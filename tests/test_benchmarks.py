@@ -344,3 +344,44 @@ def test_scale_measures_and_draws(tmp_path: Path, here: list[str]) -> None:
     stages = ("load", "ref_net", "fit", "render")
     assert all(float(row[f"{stage}_seconds"]) > 0 for row in rows for stage in stages)
     assert (tmp_path / "scale.png").stat().st_size > 10_000
+
+
+# -- Ref-Net, and the floors
+
+
+def test_ref_net_is_measured_from_a_file(tmp_path: Path, here: list[str]) -> None:
+    ref_net = importlib.import_module("ref_net")
+    voxels = np.random.default_rng(0).uniform(0, 100, (6, 8, 10)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "noise.mha"))
+    few = ["options.fast.iterations=2", "options.fast_alone.iterations=2", "options.paper.iterations=2"]
+    ref_net.main(
+        [f"image={tmp_path / 'noise.mha'}", f"out={tmp_path}", "fits=fast,fast_alone,paper", "device=cpu", *few]
+    )
+    assert here == ["fast", "fast_alone", "paper"]
+    with (tmp_path / "ref_net.csv").open(encoding="utf-8") as file:
+        rows = {row["fit"]: row for row in csv.DictReader(file)}
+    # The remainder brings the voxels back; two steps on noise don't. Noise evenly spread over the window has a
+    # variance of 1/12: 10.8 dB for a network that has learnt its mean and nothing else.
+    assert float(rows["fast"]["psnr_db"]) > 80
+    assert float(rows["fast_alone"]["psnr_db"]) < 12
+    assert "| paper's network and rate | 2 | 480 |" in (tmp_path / "ref_net.md").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="is not a file"):
+        ref_net.main(["image=absent.nii.gz", f"out={tmp_path}"])
+
+
+def test_floors_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floors = importlib.import_module("floors")
+    monkeypatch.setattr(floors, "product_rate", lambda device: 1e9)
+    monkeypatch.setattr(floors, "copy_rate", lambda device: 1e9)
+    monkeypatch.setattr(floors, "STEPS", 1)
+    floors.main([f"out={tmp_path}", "size=[24,20,16]", "phases=2", "points=1024", "repeats=1", "device=cpu"])
+    with (tmp_path / "floors.csv").open(encoding="utf-8") as file:
+        rows = {row["stage"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 6
+    # 8 layers of 256 after 512 features: forward, the gradient of the weights, and the gradient of what goes into
+    # each layer, which the first one doesn't need.
+    first, others = 512 * 256, 6 * 256**2 + 256
+    expected = 2 * 1024 * (3 * 256 + 3 * (first + others) - first)
+    paper = rows["Ref-Net paper, 1024 points"]
+    assert float(paper["GFLOP"]) == pytest.approx(expected / 1e9, rel=0.01)
+    assert all(float(row["measured ms"]) > 0 for row in rows.values())
