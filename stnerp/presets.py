@@ -119,7 +119,7 @@ class DefNetSettings:
     network_mm: float | None = 12.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.1
+    detail_total_variation: float = 0.05
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
