@@ -167,19 +167,23 @@ def pairwise(
 
     Args:
         function: its name, and that of its module.
-        takes: what it can be given beyond the pair: "device", "mask" (the target's lungs).
+        takes: what it can be given beyond the pair: "device", "mask" (the target's lungs), "masks" (both images').
         options: any of its settings.
     """
     register = getattr(importlib.import_module(f"stnerp.baselines.{function}"), function)
     reference, window = read_image(case.images[case.reference]), Window.of(case.window)
     found: dict[int, PairRegistration] = {}
-    in_lungs = False
+    note = ""
     for i in case.pairs:
         target = read_image(case.images[i])
         more: dict[str, Any] = {"device": device} if "device" in takes else {}
-        if "mask" in takes:
-            more["mask"] = _lungs(case, i, target)
-            in_lungs = more["mask"] is not None
+        lungs = _lungs(case, i, target) if {"mask", "masks"} & set(takes) else None
+        if "mask" in takes and lungs is not None:
+            more["mask"] = lungs
+            note = "points drawn in the lungs: elsewhere its answers mean little"
+        if "masks" in takes and lungs is not None:
+            more |= {"reference_mask": _lungs(case, case.reference, reference), "target_mask": lungs}
+            note = "trained on both images' lungs as well"
         found[i] = register(reference, target, window=window, align=case.align, seed=seed, **more, **options)
 
     def registration(index: int, grid: Grid) -> PairRegistration | None:
@@ -194,7 +198,6 @@ def pairwise(
         mixed = sum(w * sitk.GetArrayViewFromImage(u) for w, u in zip(weights.values(), fields, strict=True))
         return PairRegistration(grid.image(np.asarray(mixed)))
 
-    note = "points drawn in the lungs: elsewhere its answers mean little" if in_lungs else ""
     return Answers(fitted=len(found), registration=registration, note=note)
 
 
@@ -222,6 +225,8 @@ METHODS = {
     "ants_syn": _pair("ants_syn", "ants"),
     "greedy": _pair("greedy", "picsl_greedy"),
     "convexadam": _pair("convexadam", "convexAdam.convex_adam_MIND", seeded=False),
+    "dlir": _pair("dlir", takes=("device",)),
+    "anatomy_cnn": _pair("anatomy_cnn", takes=("masks", "device")),
     "idir": _pair("idir", takes=("mask", "device")),
     "cycle_idir": _pair("cycle_idir", takes=("mask", "device")),
 }

@@ -38,6 +38,8 @@ LABELS = {
     "ants_syn": "ANTs SyN",
     "greedy": "greedy",
     "convexadam": "ConvexAdam",
+    "dlir": "DLIR",
+    "anatomy_cnn": "CNN with anatomical constraints",
     "idir": "IDIR",
     "cycle_idir": "cycle-consistent IDIR",
 }
@@ -200,6 +202,8 @@ COLOURS = {
     "ants_syn": ("#1f9e89", "v"),
     "greedy": ("#7b52ab", "P"),
     "convexadam": ("#d6336c", "X"),
+    "dlir": ("#5c940d", "h"),
+    "anatomy_cnn": ("#96640f", "d"),
     "idir": ("#868e96", "<"),
     "cycle_idir": ("#343a40", ">"),
 }

@@ -14,9 +14,11 @@ from typing import Any
 import SimpleITK as sitk
 
 from stnerp import Grid
+from stnerp.baselines.anatomy_cnn import anatomy_cnn
 from stnerp.baselines.ants_syn import ants_syn
 from stnerp.baselines.convexadam import convexadam
 from stnerp.baselines.cycle_idir import cycle_idir
+from stnerp.baselines.dlir import dlir
 from stnerp.baselines.elastix_bspline import elastix_bspline
 from stnerp.baselines.greedy import greedy
 from stnerp.baselines.idir import idir
@@ -50,6 +52,15 @@ def in_lungs(method: PairMethod) -> PairMethod:
     return register
 
 
+def lungs_meet(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+    """The anatomically constrained CNN, with both images' lungs found by thresholds: CT in HU alone."""
+    masks = {
+        "reference_mask": lungs_of(reference, body_of(reference)),
+        "target_mask": lungs_of(target, body_of(target)),
+    }
+    return anatomy_cnn(reference, target, **masks, **settings)
+
+
 METHODS: dict[str, PairMethod] = {
     "no_motion": no_motion,
     "stnerp_fast": partial(st_nerp, preset="fast", prior=False),
@@ -60,6 +71,8 @@ METHODS: dict[str, PairMethod] = {
     "elastix_bspline": on_cpu(elastix_bspline),
     "greedy": on_cpu(greedy),
     "convexadam": on_cpu(convexadam),
+    "dlir": dlir,
+    "anatomy_cnn": lungs_meet,
     "idir": in_lungs(idir),
     "cycle_idir": in_lungs(cycle_idir),
 }
@@ -74,6 +87,8 @@ LABELS = {
     "elastix_bspline": "elastix B-spline",
     "greedy": "greedy",
     "convexadam": "ConvexAdam",
+    "dlir": "DLIR",
+    "anatomy_cnn": "CNN with anatomical constraints",
     "idir": "IDIR",
     "cycle_idir": "cycle-consistent IDIR",
 }
