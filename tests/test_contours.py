@@ -8,7 +8,15 @@ import SimpleITK as sitk
 from conftest import DIRECTIONS, make_grid
 from skimage.measure import grid_points_in_poly
 
-from stnerp.contours import contour_mask, mask_contours, plane_distance_mm
+from stnerp.contours import (
+    Solid,
+    carried_contours,
+    contour_mask,
+    contour_volume,
+    keyholes,
+    mask_contours,
+    plane_distance_mm,
+)
 from stnerp.errors import InputError
 from stnerp.geometry import Grid
 from stnerp.phantom import LABELS, TUMOUR_CENTRE_MM, Phantom
@@ -142,6 +150,182 @@ def test_the_same_pixels_as_a_test_of_each_point() -> None:
         np.testing.assert_array_equal(found[1], expected)
 
 
+# -- holes joined to their outlines
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+def test_keyholes_cover_the_same_voxels_by_any_rule(any_grid: Grid, density: float) -> None:
+    # Random voxels: holes, islands in holes, several holes in one outline.
+    mask = np.random.default_rng(0).random(any_grid.shape) < density
+    for k, outlines in enumerate(mask_contours(mask, any_grid)):
+        joined = keyholes(outlines, any_grid)
+        alone = [contour_mask([points], any_grid)[k] for points in joined]
+        # Even-odd, and each polygon by itself: some programs take the union.
+        np.testing.assert_array_equal(np.sum(alone, axis=0), mask[k])
+        # The non-zero rule too: what a polygon walks around, it walks around once and in one direction.
+        flat = [any_grid.world_to_index(points) for points in joined]
+        areas = [float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y, _ in (points.T for points in flat)]
+        assert len({area > 0 for area in areas}) <= 1
+        parts = [any_grid.world_to_index(points).T for points in outlines]
+        assert abs(sum(areas)) == pytest.approx(
+            abs(sum(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y, _ in parts))
+        )
+
+
+def test_a_keyhole_goes_the_shortest_way_there_and_back() -> None:
+    grid = Grid((30, 20, 3), (1, 2, 3), (5, 6, 7))
+    outer, first, second = (
+        polygon(grid, box(*corners), 1)
+        for corners in ((0.5, 0.5, 28.5, 18.5), (3.5, 4.5, 8.5, 9.5), (10, 5, 15, 9))
+    )
+    island = polygon(grid, box(5, 6, 7, 8), 1)
+    # Holes of either direction; the outline's first.
+    walk, alone = keyholes([outer, first[::-1], second, island], grid)
+    np.testing.assert_array_equal(alone, island)
+    assert len(walk) == 4 + 4 + 4 + 2 * 2
+    steps = np.roll(walk, -1, axis=0) - walk
+    there_and_back = [
+        (i, j)
+        for i in range(len(walk))
+        for j in range(i)
+        if np.allclose(steps[i], -steps[j]) and np.allclose(walk[i], walk[j] + steps[j])
+    ]
+    assert len(there_and_back) == 2
+    # From the corner (0.5, 0.5) to (3.5, 4.5), 2 mm high voxels, and from hole to hole: (8.5, 4.5) to (10, 5).
+    lengths = sorted(np.linalg.norm(steps[i]) for i, _ in there_and_back)
+    np.testing.assert_allclose(lengths, [np.hypot(1.5, 1), np.hypot(3, 8)])
+    assert keyholes([], grid) == []
+    assert keyholes([outer], grid)[0] is outer
+
+
+# -- finer than a voxel: solids, and contours that a deformation carries
+
+
+def disc(centre: np.ndarray, radius_mm: float, grid: Grid, k: float, count: int = 200) -> np.ndarray:
+    """A circle in the plane of index k of a grid; its centre is (x, y) mm from the plane's, along the axes."""
+    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    middle = (np.array(grid.size[:2]) - 1) / 2
+    in_plane_mm = centre[:2] + radius_mm * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    return grid.index_to_world(np.column_stack([middle + in_plane_mm / grid.spacing_mm[:2], np.full(count, k)]))
+
+
+def same(points: np.ndarray) -> np.ndarray:
+    return points
+
+
+def radii(points: np.ndarray, centre: np.ndarray, grid: Grid) -> np.ndarray:
+    """Distance of points to the centre that `disc` takes, in their plane."""
+    index = grid.world_to_index(points)[:, :2]
+    return np.linalg.norm((index - (np.array(grid.size[:2]) - 1) / 2) * grid.spacing_mm[:2] - centre[:2], axis=1)
+
+
+def test_the_distance_to_a_box() -> None:
+    grid = Grid((30, 30, 9), (1, 1, 3), (-4, 5, 6))
+    contours = [polygon(grid, box(5.3, 6.1, 20.7, 18.4), k) for k in (3, 4, 5)]
+    solid = Solid.of(contours)
+    index = np.array([[5.8, 12, 4], [5.0, 12, 4], [20.7, 12, 3], [12, 18.0, 4.5], [12, 6.0, 5.4]])
+    expected = [0.5, -0.3, 0.0, 0.4, -0.1]
+    # Exact at the lattice's nodes and linear between: of points beside a straight border to a sixteenth.
+    np.testing.assert_allclose(solid.distance_mm(grid.index_to_world(index)), expected, atol=0.07)
+    # The ends are flat, half a slice beyond the last contours.
+    ends = grid.index_to_world(np.array([[12, 12, 5.4], [12, 12, 5.6], [12, 12, 2.4], [12, 12, 1.0]]))
+    np.testing.assert_allclose(solid.distance_mm(ends), [0.3, -0.3, -0.3, -4.5], atol=1e-3)
+
+
+def test_between_two_planes_the_distances_are_mixed() -> None:
+    grid = Grid((40, 40, 3), (1, 1, 4))
+    zero = np.zeros(2)
+    solid = Solid.of([disc(zero, 8.0, grid, 0), disc(zero, 12.0, grid, 1)], pixel_mm=0.5)
+    at = disc(zero, 11.0, grid, 0.75)
+    # Far from a border, as from the smaller circle here, the lattice knows the distance to half a step.
+    np.testing.assert_allclose(solid.distance_mm(at), 0.0, atol=0.25 / 2)
+
+
+def test_a_keyholes_channel_is_no_border() -> None:
+    grid = Grid((60, 60, 5), (1, 1, 2))
+    centre = np.array([0.3, -0.2])
+    # As our own keyhole, and as some systems write it: with a channel of a hundredth of a millimetre.
+    outer, inner = disc(centre, 20.0, grid, 2), disc(centre, 7.0, grid, 2)[::-1]
+    (own,) = keyholes([outer, inner], grid)
+    ajar = own.copy()
+    repeated = [i for i in range(len(own)) if (own == own[i]).all(1).sum() > 1]
+    assert len(repeated) == 4
+    ajar[repeated[2:], 1] += 0.01
+    points = grid.index_to_world(np.stack(np.meshgrid(np.arange(5, 55, 0.25), np.arange(5, 55, 0.25), [2.0]), -1))
+    apart = Solid.of([outer, inner], 2.0).distance_mm(points)
+    for keyhole in (own, ajar):
+        distance = Solid.of([keyhole], 2.0).distance_mm(points)
+        # The hole stays a hole, and no line is cut through the ring.
+        np.testing.assert_array_equal(distance > 0, apart > 0)
+        drawn = carried_contours(Solid.of([keyhole], 2.0), grid, same, same)
+        assert sorted(round(radii(part, centre, grid).mean()) for part in drawn) == [7, 20]
+
+
+def test_what_is_not_moved_stays_where_it_is(any_grid: Grid) -> None:
+    grid = Grid((60, 52, 9), any_grid.spacing_mm, any_grid.origin_mm, any_grid.direction)
+    centre = np.array([1.2, -0.7])
+    contours = [disc(centre, 14.0, grid, k) for k in (2, 3, 4)]
+    drawn = carried_contours(Solid.of(contours, pixel_mm=0.8), grid, same, same)
+    assert [round(float(grid.world_to_index(points)[:, 2].mean()), 6) for points in drawn] == [2, 3, 4]
+    errors = np.abs(np.concatenate([radii(points, centre, grid) for points in drawn]) - 14.0)
+    # A voxel's corner is 0.85 mm from its centre; a mask's contours are a quarter of that off on average.
+    assert errors.mean() < 0.02
+    assert errors.max() < 0.1
+
+
+def test_a_shift_moves_contours_by_as_much() -> None:
+    grid = Grid((60, 60, 16), (1.0, 1.3, 2.0), (10, 20, 30))
+    centre, shift = np.array([0.0, 0.0]), np.array([3.4, -2.6, 6.0])
+    contours = [disc(centre, 9.0, grid, k) for k in (3, 4, 5, 6)]
+    drawn = carried_contours(Solid.of(contours), grid, lambda p: p - shift, lambda p: p + shift)
+    # The target's point p comes from p - shift: the wrong direction would be 8 mm and six slices away.
+    assert [round(float(points[0, 2]), 6) for points in drawn] == [30 + 2 * k + 6 for k in (3, 4, 5, 6)]
+    errors = np.concatenate([radii(points, centre + shift[:2], grid) for points in drawn]) - 9.0
+    assert np.abs(errors).max() < 0.1
+
+
+def test_what_turns_is_drawn_in_the_targets_slices() -> None:
+    # A sphere about its centre: from axial slices 1 mm apart to oblique ones.
+    centre = np.array([-12.3, 33.4, 87.6])
+    source = rings(centre, 14.0, np.arange(70, 106, 1.0))
+    target = make_grid(DIRECTIONS["oblique"], (46, 50, 20), (0.9, 0.8, 2.1))
+    moved = target.index_to_world(np.array([22.0, 25.0, 9.3]))
+    turn = np.reshape(DIRECTIONS["sagittal"], (3, 3))
+    drawn = carried_contours(
+        Solid.of(source, pixel_mm=0.8),
+        target,
+        lambda p: (p - moved) @ turn + centre,
+        lambda p: (p - centre) @ turn.T + moved,
+    )
+    points = np.concatenate(drawn)
+    index = target.world_to_index(points)[:, 2]
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
+    away = np.linalg.norm(points - moved, axis=1) - 14.0
+    # But for the sphere's ends, which its first and last contours cap.
+    assert np.abs(np.mean(away)) < 0.1
+    assert np.percentile(np.abs(away), 95) < 0.4
+
+
+def test_what_leaves_the_target_is_cut_off_at_its_border() -> None:
+    grid = Grid((40, 40, 6), (1, 1, 2))
+    solid = Solid.of([disc(np.zeros(2), 8.0, grid, k) for k in (2, 3)])
+    away = np.array([20.0, 0, 0])
+    (first, second) = carried_contours(solid, grid, lambda p: p - away, lambda p: p + away)
+    assert first[:, 0].max() == second[:, 0].max() == 39.5
+    assert first[:, 0].min() == pytest.approx(39.5 - 8, abs=0.1)
+    far = 10 * away
+    assert carried_contours(solid, grid, lambda p: p - far, lambda p: p + far) == []
+    # A single contour that falls between two slices more than its thickness apart.
+    thin = Solid.of([disc(np.zeros(2), 8.0, grid, 2)], 0.5)
+    lift = np.array([0, 0, 1.0])
+    assert carried_contours(thin, grid, lambda p: p - lift, lambda p: p + lift) == []
+
+
+def test_a_solid_of_nothing() -> None:
+    with pytest.raises(InputError, match="there are none"):
+        Solid.of([])
+
+
 # -- near the truth
 
 
@@ -237,6 +421,47 @@ def test_slices_midway_between_planes_are_counted_once() -> None:
     scan, shifted = Grid((21, 21, 12), (1, 1, 2)), Grid((21, 21, 12), (1, 1, 2), (0, 0, 1))
     contours = [polygon(scan, box(4.5, 4.5, 12.5, 12.5), k) for k in (3, 4, 5, 6)]
     assert contour_mask(contours, scan).sum() == contour_mask(contours, shifted).sum() == 4 * 64
+
+
+def test_volume_and_centroid_of_a_box_with_a_hole(any_grid: Grid) -> None:
+    grid = Grid((20, 20, 9), (1.0, 2.0, 3.0), any_grid.origin_mm, any_grid.direction)
+    outer, hole, island = (
+        [polygon(grid, box(*corners), k) for k in (3, 4, 5)]
+        for corners in ((2.5, 3.5, 12.5, 9.5), (3.5, 4.5, 6.5, 6.5), (4.5, 5.5, 5.5, 6.0))
+    )
+    # In ml: 10 x 12 mm, three slices of 3 mm; the hole 3 x 4 mm; the island 1 x 1 mm.
+    expected = [(120 * 9e-3, [7.5, 6.5, 4]), (12 * 9e-3, [5, 5.5, 4]), (9e-3, [5, 5.75, 4])]
+    for contours, (volume_ml, middle) in zip((outer, hole, island), expected, strict=True):
+        found = contour_volume(contours, 1.0)
+        assert found[0] == pytest.approx(volume_ml)
+        np.testing.assert_allclose(found[1], grid.index_to_world(np.array(middle)), atol=1e-9)
+    signs = np.array([1, -1, 1])
+    volumes = signs * [volume for volume, _ in expected]
+    middles = (volumes @ np.array([middle for _, middle in expected])) / volumes.sum()
+    joined = [points for k in range(3) for points in keyholes([outer[k], hole[k][::-1], island[k]], grid)]
+    for contours in ([*island, *outer, *hole[::-1]], joined):  # in any order, or as keyholes
+        found = contour_volume(contours, 1.0)
+        assert found[0] == pytest.approx(volumes.sum())
+        np.testing.assert_allclose(found[1], grid.index_to_world(middles), atol=1e-9)
+
+
+def test_the_volume_of_planes_apart() -> None:
+    grid = Grid((21, 21, 15), (1, 1, 2))
+
+    def volume_ml(planes: list[int], thickness_mm: float = 1.0) -> float:
+        return contour_volume([polygon(grid, box(4.5, 4.5, 14.5, 14.5), k) for k in planes], thickness_mm)[0]
+
+    # 100 mm² in each, 2 mm apart; one that is missing is filled, two aren't; one alone is as thick as said.
+    assert volume_ml([3, 4, 5]) == pytest.approx(0.6)
+    assert volume_ml([3, 4, 6, 7]) == pytest.approx(1.0)
+    assert volume_ml([3, 4, 8, 9]) == pytest.approx(0.8)
+    assert volume_ml([3], 2.5) == pytest.approx(0.25)
+    ball = rings(np.array([1.0, 2.0, 3.0]), 14.0, np.arange(-12, 18, 0.5), 400)
+    found = contour_volume(ball, 0.5)
+    assert found[0] == pytest.approx(4 / 3 * np.pi * 14**3 / 1000, rel=1e-3)
+    np.testing.assert_allclose(found[1], [1, 2, 3], atol=1e-6)
+    with pytest.raises(InputError, match="there are none"):
+        contour_volume([], 1.0)
 
 
 def test_distance_of_planes() -> None:

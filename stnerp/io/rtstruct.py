@@ -1,7 +1,8 @@
-"""Contours in DICOM RT Structure Sets: regions of interest (ROIs) to masks, and label images back to contours.
+"""DICOM RT Structure Sets: regions of interest (ROIs) to masks, and contours or label images back to files.
 
 pydicom reads and writes the files; what a contour covers is decided in `stnerp.contours`. Names of ROIs are
-text that somebody typed: they are compared, shown and kept, and never become part of a path.
+text that somebody typed: they are compared and kept, never become part of a path, and get into messages only
+where a ROI was asked for by name; elsewhere it is called by its number. See docs/rtstruct.md.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from stnerp.contours import contour_mask, mask_contours, plane_distance_mm
+from stnerp.contours import Solid, carried_contours, contour_mask, keyholes, mask_contours, plane_distance_mm
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, read_tags, series_grid
@@ -32,12 +35,18 @@ from stnerp.io.image import check_writable, to_labels
 
 logger = logging.getLogger(__name__)
 
-# Of the contours' geometric types those that bound an area; the others are points and open lines.
+# Of the contours' geometric types those that bound an area; points are kept apart, open lines aren't read.
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 # What is read of a file to know what is in it: everything but the contours.
 _CONTENTS = ("SOPClassUID", "Modality", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence")
 _KINDS = (RTStructureSetStorage, "RTSTRUCT")
 _DECIMALS = 4  # of written coordinates in mm
+_IN_SLICE = 0.1  # of the slices' distance: how far from a slice a contour may lie that is written for it
+# What a file says about patient and study comes from the scan that the contours belong to.
+_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_PATIENT_IF_THERE = ("IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "PatientIdentityRemoved",
+                     "DeidentificationMethod", "PatientAge", "PatientSize", "PatientWeight")  # fmt: skip
+_STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription")
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # by which RTSTRUCT refers to a study
 _COLORS = ((255, 64, 64), (64, 160, 255), (80, 220, 80), (255, 200, 0), (220, 80, 255), (0, 220, 220),
            (255, 140, 40), (160, 160, 160))  # fmt: skip
@@ -54,6 +63,9 @@ class Roi:
         contours: closed polygons (N, 3), LPS mm; none where it was named but not drawn, or drawn as points.
         thickness_mm: distance of neighbouring contours; of one on a single plane, that of the file's other
             ROIs; None: not known.
+        points: drawn as single points (N, 3), LPS mm.
+        interpreted_type: what it is for: "PTV", "ORGAN", "SUPPORT", ...; or empty.
+        label, description: as they were typed, or empty.
     """
 
     number: int
@@ -61,6 +73,10 @@ class Roi:
     color: tuple[int, int, int] | None = None
     contours: tuple[np.ndarray, ...] = field(default=(), repr=False)
     thickness_mm: float | None = None
+    points: np.ndarray = field(default_factory=lambda: np.empty((0, 3)), repr=False)
+    interpreted_type: str = ""
+    label: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +88,16 @@ class StructureSet:
         frame_uid: frame of reference that the contours are in, or empty.
         series_uids: of the images that they were drawn on.
         rois: in the order of the file.
+        uid: of the file itself (SOP instance).
+        patient_id: as it is in the file.
     """
 
     path: str
     frame_uid: str
     series_uids: tuple[str, ...]
     rois: tuple[Roi, ...]
+    uid: str = ""
+    patient_id: str = field(default="", repr=False)
 
     def roi(self, wanted: str | int) -> Roi:
         """The ROI of a name or a number.
@@ -139,9 +159,9 @@ def one_roi(found: Sequence[Roi], wanted: str | int, structures: StructureSet) -
 
 
 def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
-    """The ROIs of an RTSTRUCT file, with their closed contours.
+    """The ROIs of an RTSTRUCT file, with their closed contours and points.
 
-    Points and open lines are left out, with a notice.
+    Open lines are left out, with a notice.
 
     Raises:
         MissingFileError: no such file.
@@ -152,9 +172,10 @@ def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
         dataset = _read(path)
         frame_uid, series_uids, _ = _references(dataset)
         rois = _rois(dataset, str(path))
+        uid, patient_id = _text(dataset, "SOPInstanceUID"), _text(dataset, "PatientID")
     nearest = min((roi.thickness_mm for roi in rois if roi.thickness_mm is not None), default=None)
     known = (roi if roi.thickness_mm is not None else replace(roi, thickness_mm=nearest) for roi in rois)
-    return StructureSet(str(path), frame_uid, series_uids, tuple(known))
+    return StructureSet(str(path), frame_uid, series_uids, tuple(known), uid, patient_id)
 
 
 def rtstruct_contents(path: str | os.PathLike[str]) -> StructureFile:
@@ -204,6 +225,47 @@ def roi_labels(rois: Iterable[Roi], grid: Grid) -> sitk.Image:
     return grid.image(labels)
 
 
+def carried_rois(
+    rois: Iterable[Roi],
+    grid: Grid,
+    target_to_reference: Callable[[np.ndarray], np.ndarray],
+    reference_to_target: Callable[[np.ndarray], np.ndarray],
+) -> list[Roi]:
+    """ROIs of the reference where a deformation carries them, their contours drawn in a target's slices.
+
+    Args:
+        rois: drawn on the reference.
+        grid: of the target, `stnerp.io.dicom.series_grid` of its series.
+        target_to_reference, reference_to_target: points (N, 3) to points (N, 3), LPS mm, inverse to each other.
+
+    Returns:
+        The same ROIs with other contours (see `stnerp.contours.carried_contours`) and points; one that lies
+        outside the target has none.
+
+    Raises:
+        InputError: an ROI isn't planar.
+    """
+    carried = []
+    for roi in rois:
+        contours: list[np.ndarray] = []
+        if roi.contours:
+            try:
+                solid = Solid.of(roi.contours, roi.thickness_mm or grid.spacing_mm[2], max(grid.spacing_mm[:2]))
+            except InputError as error:
+                raise InputError(f"ROI {roi.number}: {error}") from None
+            contours = carried_contours(solid, grid, target_to_reference, reference_to_target)
+        points = reference_to_target(roi.points) if len(roi.points) else roi.points
+        carried.append(
+            replace(
+                roi,
+                contours=tuple(contours),
+                points=points[grid.contains(points)],
+                thickness_mm=grid.spacing_mm[2],
+            )
+        )
+    return carried
+
+
 def _read(path: str | os.PathLike[str], keywords: Sequence[str] | None = None) -> Dataset:
     if not Path(path).is_file():
         raise MissingFileError(f"{path}: no such file; check the path")
@@ -232,13 +294,28 @@ def _rois(dataset: Dataset, path: str) -> list[Roi]:
     drawn: dict[int, list[Dataset]] = defaultdict(list)
     for item in _items(dataset, "ROIContourSequence"):
         drawn[_whole(item, "ReferencedROINumber", path)].append(item)
+    observed: dict[int, Dataset] = {}
+    for item in _items(dataset, "RTROIObservationsSequence"):
+        observed.setdefault(_whole(item, "ReferencedROINumber", path), item)
     rois = []
     for item in _items(dataset, "StructureSetROISequence"):
-        number, name = _whole(item, "ROINumber", path), _text(item, "ROIName")
-        contours = _closed_contours(drawn[number], name, path)
+        number = _whole(item, "ROINumber", path)
+        contours, points = _geometry(drawn[number], number, path)
         color = next((part.ROIDisplayColor for part in drawn[number] if part.get("ROIDisplayColor")), None)
-        rgb = None if color is None or len(color) != 3 else (int(color[0]), int(color[1]), int(color[2]))
-        rois.append(Roi(number, name, rgb, contours, _thickness_mm(contours)))
+        observation = observed.get(number, Dataset())
+        rois.append(
+            Roi(
+                number,
+                _text(item, "ROIName"),
+                None if color is None or len(color) != 3 else (int(color[0]), int(color[1]), int(color[2])),
+                contours,
+                _thickness_mm(contours),
+                points,
+                _text(observation, "RTROIInterpretedType"),
+                _text(observation, "ROIObservationLabel"),
+                _text(item, "ROIDescription"),
+            )
+        )
     return rois
 
 
@@ -249,20 +326,23 @@ def _thickness_mm(contours: tuple[np.ndarray, ...]) -> float | None:
         return None
 
 
-def _closed_contours(items: Iterable[Dataset], name: str, path: str) -> tuple[np.ndarray, ...]:
-    contours, others = [], 0
+def _geometry(items: Iterable[Dataset], number: int, path: str) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Closed contours and single points (N, 3)."""
+    contours, points, others = [], [np.empty((0, 3))], 0
     for contour in (contour for item in items for contour in _items(item, "ContourSequence")):
-        points = _points(contour, name, path)
-        if _text(contour, "ContourGeometricType") in _CLOSED and len(points) >= 3:
-            contours.append(points)
+        data, kind = _points(contour, number, path), _text(contour, "ContourGeometricType")
+        if kind in _CLOSED and len(data) >= 3:
+            contours.append(data)
+        elif kind == "POINT":
+            points.append(data)
         else:
             others += 1
     if others:
-        logger.info("%s: ROI '%s': %d points or open lines left out", path, name, others)
-    return tuple(contours)
+        logger.info("%s: ROI %d: %d open lines left out", path, number, others)
+    return tuple(contours), np.concatenate(points)
 
 
-def _points(contour: Dataset, name: str, path: str) -> np.ndarray:
+def _points(contour: Dataset, number: int, path: str) -> np.ndarray:
     """(N, 3), from the text: far quicker than number by number."""
     try:
         data = contour.get_item("ContourData")
@@ -272,7 +352,7 @@ def _points(contour: Dataset, name: str, path: str) -> np.ndarray:
     except (TypeError, ValueError):
         points = np.full((1, 3), np.nan)
     if not np.isfinite(points).all():
-        raise InputError(f"{path}: ROI '{name}': a contour is no list of points x, y, z; export it again")
+        raise InputError(f"{path}: ROI {number}: a contour is no list of points x, y, z; export it again")
     return points
 
 
@@ -310,40 +390,80 @@ def write_rtstruct(
 ) -> None:
     """Write the contours of a label image as the structure set of a CT series.
 
-    They lie in the series' slices, at sub-voxel accuracy where the labels are on another grid. Patient, study
-    and frame of reference are the series'; the ROI's numbers are the labels. A label without voxels becomes an
-    ROI without contours.
+    They lie in the series' slices, at sub-voxel accuracy where the labels are on another grid. The ROIs'
+    numbers are the labels. A label without voxels becomes an ROI without contours.
 
     Args:
         labels: on any grid of the series' world space.
         names: of the labels that are written.
-        series: that the contours belong to, from `stnerp.io.dicom`.
-        path: of the file.
+        series, path, title: as of `write_structures`.
         colors: red, green, blue from 0 to 255 of labels; the others get one.
-        title: of the structure set, at most 16 characters.
 
     Raises:
         MissingFileError: the folder does not exist.
-        InputError: the file exists and `overwrite` is false; labels without a name, names that DICOM can't
-            keep; a series without a frame of reference, or with missing slices.
+        InputError: as `write_structures`, or labels without a name.
     """
-    path = Path(path)
-    check_writable(path, overwrite)
+    check_writable(Path(path), overwrite)
     labels = to_labels(labels, "labels")
     found = {int(label) for label in np.unique(sitk.GetArrayViewFromImage(labels)) if label != 0}
     if found - set(names):
         raise InputError(f"names: labels {sorted(found - set(names))} have none; name every label of the image")
     for label, name in names.items():
         _check_name(label, name)
-    if not re.fullmatch(r"[^\\\x00-\x1f]{1,16}", title):
-        raise InputError(f"title: {title!r} must have 1 to 16 characters, no backslash")
-    if not series.frame_uid:
-        raise InputError(f"{series.folder}: series '{series.description}' has no frame of reference for contours")
+    _check_series(series, title)
     grid = series_grid(series)
-    dataset = _structure_set(series, title)
-    for i, (label, name) in enumerate(sorted(names.items())):
-        color = (colors or {}).get(label, _COLORS[i % len(_COLORS)])
-        _add_roi(dataset, series, label, name, color, mask_contours(_mask_on(labels, label, grid), grid))
+
+    def contours(label: int) -> tuple[np.ndarray, ...]:
+        slices = mask_contours(_mask_on(labels, label, grid), grid)
+        return tuple(outline for outlines in slices for outline in outlines)
+
+    rois = [Roi(label, name, (colors or {}).get(label), contours(label)) for label, name in sorted(names.items())]
+    write_structures(rois, series, path, title=title, description=series.description, overwrite=overwrite)
+
+
+def write_structures(
+    rois: Sequence[Roi],
+    series: DicomSeries,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "stnerp",
+    description: str = "computed contours",
+    source_uid: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Write ROIs as the structure set of a CT series: computed, unapproved, with UIDs of its own.
+
+    Patient, study and frame of reference are the series'; each contour refers to the slice that it lies in.
+    Holes are joined to the outlines around them (keyholes), since many programs read nothing else.
+
+    Args:
+        rois: their contours lie in slices of the series, and combine by the even-odd rule in each. Names,
+            numbers, colours, types, labels and descriptions are kept; an ROI without a colour gets one.
+        series: that the contours belong to, from `stnerp.io.dicom`.
+        path: of the file.
+        title: of the structure set, at most 16 characters.
+        description: of the DICOM series that the file makes up, at most 64 characters.
+        source_uid: of the structure set that these were computed from, if any.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+        InputError: the file exists and `overwrite` is false; no ROIs, two of one number, names that DICOM can't
+            keep, contours beside the series' slices; a series without a frame of reference, or with missing
+            slices.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    if not rois or len({roi.number for roi in rois}) < len(rois):
+        raise InputError("rois: there must be one or more, each with a number of its own")
+    for roi in rois:
+        _check_name(roi.number, roi.name)
+    if len(description) > 64 or "\\" in description:
+        raise InputError(f"description: {description!r} must have at most 64 characters, no backslash")
+    _check_series(series, title)
+    grid = series_grid(series)
+    dataset = _structure_set(series, title, description, source_uid)
+    for i, roi in enumerate(rois):
+        _add_roi(dataset, series, grid, roi if roi.color else replace(roi, color=_COLORS[i % len(_COLORS)]))
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         dataset.save_as(partial, enforce_file_format=True)
@@ -352,11 +472,18 @@ def write_rtstruct(
         partial.unlink(missing_ok=True)
 
 
-def _check_name(label: int, name: str) -> None:
-    if not 0 < label < 2**31:
-        raise InputError(f"names: label {label} must be a positive whole number")
+def _check_name(number: int, name: str) -> None:
+    if not 0 < number < 2**31:
+        raise InputError(f"names: label {number} must be a positive whole number")
     if not re.fullmatch(r"[^\\\x00-\x1f]{1,64}", name):
         raise InputError(f"names: {name!r} must have 1 to 64 characters, no backslash or line break")
+
+
+def _check_series(series: DicomSeries, title: str) -> None:
+    if not re.fullmatch(r"[^\\\x00-\x1f]{1,16}", title):
+        raise InputError(f"title: {title!r} must have 1 to 16 characters, no backslash")
+    if not series.frame_uid:
+        raise InputError(f"{series.folder}: series '{series.description}' has no frame of reference for contours")
 
 
 def _mask_on(labels: sitk.Image, label: int, grid: Grid) -> np.ndarray:
@@ -373,28 +500,41 @@ def _mask_on(labels: sitk.Image, label: int, grid: Grid) -> np.ndarray:
     return sitk.GetArrayFromImage(onto.Execute(mask))
 
 
-def _structure_set(series: DicomSeries, title: str) -> Dataset:
+def _structure_set(series: DicomSeries, title: str, description: str, source_uid: str) -> Dataset:
     """A structure set without ROIs, of the series' patient and study."""
     scan = read_tags(series.files[0]) or Dataset()
     now = datetime.now()
+    day, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = generate_uid()
-    for keyword in (
-        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-        *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
-    ):
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = day, time
+    for keyword in (*_PATIENT, *_STUDY):
         setattr(dataset, keyword, scan.get(keyword, ""))
+    for keyword in _PATIENT_IF_THERE:
+        if scan.get(keyword):
+            setattr(dataset, keyword, scan[keyword].value)
     dataset.StudyInstanceUID = series.study_uid
     dataset.SeriesInstanceUID = generate_uid()
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = series.frame_uid, ""
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = (
+        series.frame_uid,
+        scan.get("PositionReferenceIndicator", ""),
+    )
     dataset.Modality = "RTSTRUCT"
-    dataset.Manufacturer = "stnerp"
-    dataset.SeriesDescription = series.description
+    dataset.Manufacturer = dataset.ManufacturerModelName = "stnerp"
+    dataset.SoftwareVersions = _own_version()
+    dataset.SeriesDescription = description
+    dataset.SeriesDate, dataset.SeriesTime = day, time
     dataset.SeriesNumber, dataset.InstanceNumber, dataset.OperatorsName = None, 1, ""
     dataset.StructureSetLabel = title
-    dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    dataset.StructureSetDescription = "Computed by stnerp, not reviewed"
+    dataset.StructureSetDate, dataset.StructureSetTime = day, time
+    dataset.ApprovalStatus = "UNAPPROVED"
+    if source_uid:
+        source = Dataset()
+        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = RTStructureSetStorage, source_uid
+        dataset.PredecessorStructureSetSequence = [source]
     images = Dataset()
     images.SeriesInstanceUID = series.series_uid
     images.ContourImageSequence = [_image_reference(series, k) for k in range(len(series.slices))]
@@ -414,6 +554,13 @@ def _structure_set(series: DicomSeries, title: str) -> Dataset:
     return dataset
 
 
+def _own_version() -> str:
+    try:
+        return version("stnerp")
+    except PackageNotFoundError:  # run from its folder, without being installed
+        return "unknown"
+
+
 def _image_reference(series: DicomSeries, k: int) -> Dataset:
     reference = Dataset()
     reference.ReferencedSOPClassUID = series.slices[k].tags["0008|0016"]
@@ -421,45 +568,66 @@ def _image_reference(series: DicomSeries, k: int) -> Dataset:
     return reference
 
 
-def _add_roi(
-    dataset: Dataset,
-    series: DicomSeries,
-    number: int,
-    name: str,
-    color: tuple[int, int, int],
-    slices: Sequence[Sequence[np.ndarray]],
-) -> None:
-    """Add an ROI with its contours, given for each slice of the series."""
-    roi = Dataset()
-    roi.ROINumber, roi.ROIName = number, name
-    roi.ReferencedFrameOfReferenceUID = series.frame_uid
-    roi.ROIGenerationAlgorithm = "AUTOMATIC"
-    dataset.StructureSetROISequence.append(roi)
+def _add_roi(dataset: Dataset, series: DicomSeries, grid: Grid, roi: Roi) -> None:
+    named = Dataset()
+    named.ROINumber, named.ROIName = roi.number, roi.name
+    named.ReferencedFrameOfReferenceUID = series.frame_uid
+    named.ROIGenerationAlgorithm = "AUTOMATIC"
+    if roi.description:
+        named.ROIDescription = roi.description
+    dataset.StructureSetROISequence.append(named)
     drawn = Dataset()
-    drawn.ReferencedROINumber, drawn.ROIDisplayColor = number, list(color)
-    rounded = [(k, _rounded(points)) for k, outlines in enumerate(slices) for points in outlines]
-    contours = [(k, points) for k, points in rounded if len(points) >= 3]
+    drawn.ReferencedROINumber, drawn.ROIDisplayColor = roi.number, list(roi.color or _COLORS[0])
+    contours = [
+        _contour(points, "CLOSED_PLANAR", _image_reference(series, k))
+        for k, outlines in sorted(_by_slice(roi, series, grid).items())
+        for points in map(_rounded, keyholes(outlines, grid))
+        if len(points) >= 3
+    ]
+    for point in roi.points:
+        k = int(np.clip(np.rint(grid.world_to_index(point)[2]), 0, grid.size[2] - 1))
+        contours.append(_contour(np.round(point[None], _DECIMALS), "POINT", _image_reference(series, k)))
+    for number, contour in enumerate(contours, 1):
+        contour.ContourNumber = number
     if contours:
-        kind = "CLOSEDPLANAR_XOR" if _has_holes(slices, series) else "CLOSED_PLANAR"
-        drawn.ContourSequence = [
-            _contour(i, points, kind, _image_reference(series, k)) for i, (k, points) in enumerate(contours, 1)
-        ]
+        drawn.ContourSequence = contours
     else:
-        logger.warning("ROI '%s': covers no voxel, it is written without contours", name)
+        logger.warning("ROI %d: reaches no slice of the series, it is written without contours", roi.number)
     dataset.ROIContourSequence.append(drawn)
     observation = Dataset()
-    observation.ObservationNumber = observation.ReferencedROINumber = number
-    observation.RTROIInterpretedType = observation.ROIInterpreter = ""
+    observation.ObservationNumber = observation.ReferencedROINumber = roi.number
+    observation.RTROIInterpretedType, observation.ROIInterpreter = roi.interpreted_type, ""
+    if roi.label:
+        observation.ROIObservationLabel = roi.label
     dataset.RTROIObservationsSequence.append(observation)
 
 
-def _contour(number: int, points: np.ndarray, kind: str, image: Dataset) -> Dataset:
+def _by_slice(roi: Roi, series: DicomSeries, grid: Grid) -> dict[int, list[np.ndarray]]:
+    """The contours of each slice, moved onto it: the header's positions, by which other programs tell which
+    slice a contour is in, are rounded, while the grid's are even."""
+    normal = np.reshape(grid.direction, (3, 3))[:, 2]
+    slices: dict[int, list[np.ndarray]] = defaultdict(list)
+    for points in roi.contours:
+        heights = grid.world_to_index(points)[:, 2]
+        k = int(np.rint(heights.mean()))
+        if not 0 <= k < grid.size[2] or np.abs(heights - k).max() > _IN_SLICE:
+            raise InputError(
+                f"ROI {roi.number}: a contour lies in no slice of '{series.description}'; draw it there"
+            )
+        off_mm = (np.array(series.slices[k].position) - points) @ normal
+        slices[k].append(points + off_mm[:, None] * normal)
+    return slices
+
+
+def _contour(points: np.ndarray, kind: str, image: Dataset) -> Dataset:
     contour = Dataset()
     contour.ContourImageSequence = [image]
     contour.ContourGeometricType = kind
     contour.NumberOfContourPoints = len(points)
-    contour.ContourNumber = number
-    contour.ContourData = [f"{value:.{_DECIMALS}f}" for value in points.ravel()]
+    # As text that is written as it is: made into pydicom's numbers, a million of them would take half a minute.
+    text = "\\".join([f"{value:.{_DECIMALS}f}" for value in points.ravel().tolist()]).encode("ascii")
+    tag, text = Tag("ContourData"), text + b" " * (len(text) % 2)
+    contour[tag] = RawDataElement(tag, "DS", len(text), text, 0, is_implicit_VR=True, is_little_endian=True)
     return contour
 
 
@@ -467,17 +635,3 @@ def _rounded(points: np.ndarray) -> np.ndarray:
     """As they are written, without points that became the same as the one before."""
     points = np.round(points, _DECIMALS)
     return points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
-
-
-def _has_holes(slices: Sequence[Sequence[np.ndarray]], series: DicomSeries) -> bool:
-    """Whether a contour lies in another one: `mask_contours` walks around holes the other way.
-
-    DICOM has a type of its own for contours of which some are holes, PS3.3 C.8.8.6.3.
-    """
-    grid = series_grid(series)
-
-    def area(points: np.ndarray) -> float:
-        x, y, _ = grid.world_to_index(points).T
-        return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
-
-    return any(len({area(points) > 0 for points in outlines}) > 1 for outlines in slices)

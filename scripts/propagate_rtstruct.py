@@ -1,0 +1,201 @@
+"""python scripts/propagate_rtstruct.py out=runs/p1 rtstruct=plan.dcm target=ct_day21 t=21
+
+Carry the contours of a DICOM RT structure set, drawn on the reference scan, to the scan at time t. Writes into
+the run directory, rtstruct/: t21.dcm, a structure set of the target's series, in its slices and of its patient,
+unapproved; t21.csv, volumes and shifts; t21.png, the contours on the target. The log is propagate_rtstruct.log.
+Neither the log, the table nor the picture says who the patient is or, unless names=true, what the ROIs are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import hydra
+import numpy as np
+import SimpleITK as sitk
+from omegaconf import DictConfig
+from PIL import Image
+from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, time_name, value_of, wrote
+
+from stnerp import InputError, STNeRP
+from stnerp.contours import contour_mask, contour_volume
+from stnerp.film import COLOURS, Plane, frame, plane_grid
+from stnerp.geometry import Grid
+from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series, series_grid
+from stnerp.io.rtstruct import Roi, StructureSet, carried_rois, plain_name, read_rtstruct, write_structures
+from stnerp.report import text_table, write_csv
+
+NEEDS = {"model.pt": "run train_def.py with the same out= first"}
+# Interpreted types of what doesn't move with the patient: DICOM PS3.3 C.8.8.8.1.
+NOT_ANATOMY = {"SUPPORT", "FIXATION", "ISOCENTER", "REGISTRATION", "DOSE_MEASUREMENT", "BRACHY_ACCESSORY", "BOLUS"}
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="propagate_rtstruct")
+def main(config: DictConfig) -> None:
+    with run_directory(config, "propagate_rtstruct", (), NEEDS) as out:
+        for setting in ("names", "same_patient"):
+            value_of(config, setting, bool)
+        t = time_of(config)
+        folder, stem = out / "rtstruct", f"t{time_name(t)}"
+        check_free(folder, [f"{stem}.*"], config.overwrite)
+        structures, target = read_rtstruct(str(config.rtstruct)), one_series(str(config.target), "target")
+        if config.same_patient and structures.patient_id != target.patient_id:
+            raise InputError(
+                "target: has another patient's ID than the structure set; if they are the same person, "
+                "pass same_patient=false"
+            )
+        if config.reference is not None:
+            check_reference(structures, one_series(str(config.reference), "reference"))
+        rois = wanted_rois(structures, plain(config.rois))
+        model = STNeRP.load(out / "model.pt")
+        check_inside(rois, model.grid, structures.path)
+        grid = series_grid(target)
+        carried = carried_rois(
+            rois,
+            grid,
+            lambda points: model.map_points(points, t),
+            lambda points: model.map_points(points, t, inverse=True),
+        )
+        if not any(roi.contours or len(roi.points) for roi in carried):
+            raise InputError(f"target: no ROI reaches the scan in {target.folder}; is it the one at t = {t:g}?")
+        folder.mkdir(exist_ok=True)
+        write_structures(
+            carried,
+            target,
+            folder / f"{stem}.dcm",
+            title=f"stnerp t={t:g}"[:16],
+            description=f"stnerp, computed, t = {t:g}",
+            source_uid=structures.uid,
+            overwrite=config.overwrite,
+        )
+        rows = measures(rois, carried, grid, config.names)
+        wrote(
+            folder / f"{stem}.dcm",
+            write_csv(folder / f"{stem}.csv", rows),
+            draw(folder / f"{stem}.png", read_dicom_series(target), carried, model),
+            out / "propagate_rtstruct.log",
+        )
+        logger.info("\n%s", text_table(rows))
+
+
+def time_of(config: DictConfig) -> float:
+    if type(config.t) not in (int, float) or not np.isfinite(config.t):
+        raise InputError(f"t: {config.t!r} must be one number, the time of the target scan: t=21 say")
+    return float(config.t)
+
+
+def one_series(folder: str, name: str) -> DicomSeries:
+    """The only series in a folder."""
+    found = dicom_series(folder)
+    if len(found) > 1:
+        raise InputError(f"{name}: {folder} holds {len(found)} DICOM series; give a folder with one")
+    return found[0]
+
+
+def check_reference(structures: StructureSet, reference: DicomSeries) -> None:
+    """Refuse contours of another frame of reference; warn of those that were drawn on another series of it."""
+    if structures.frame_uid != reference.frame_uid:
+        raise InputError(
+            f"{structures.path}: its contours are in another frame of reference than {reference.folder}; "
+            "give the structure set that was drawn on the reference"
+        )
+    if reference.series_uid not in structures.series_uids:
+        logger.warning(
+            "%s: was drawn on another series than %s, in the same frame", structures.path, reference.folder
+        )
+
+
+def wanted_rois(structures: StructureSet, wanted: list[int | str] | int | str | None) -> list[Roi]:
+    """Those asked for by number or name; else all that are drawn and move with the patient."""
+    drawn = [roi for roi in structures.rois if roi.contours or len(roi.points)]
+    if wanted is None:
+        for roi in drawn:
+            if roi.interpreted_type in NOT_ANATOMY:
+                logger.warning("ROI %d: is %s, left out; rois= takes it along", roi.number, roi.interpreted_type)
+        chosen = [roi for roi in drawn if roi.interpreted_type not in NOT_ANATOMY]
+    else:
+        asked = wanted if isinstance(wanted, list) else [wanted]
+        chosen = [roi for one in asked for roi in drawn if one == roi.number or _named(one, roi)]
+        missing = [one for one in asked if not any(one == roi.number or _named(one, roi) for roi in chosen)]
+        if missing:
+            numbers = ", ".join(str(roi.number) for roi in drawn)
+            raise InputError(f"rois: {missing} aren't drawn in {structures.path}; its ROIs are number {numbers}")
+    if not chosen:
+        raise InputError(f"{structures.path}: no ROI of the patient's anatomy is drawn; choose some with rois=")
+    return list(dict.fromkeys(chosen))
+
+
+def _named(wanted: int | str, roi: Roi) -> bool:
+    return plain_name(str(wanted)) == plain_name(roi.name)
+
+
+def check_inside(rois: Sequence[Roi], grid: Grid, name: str) -> None:
+    """Refuse contours outside the reference image; warn of those that are partly outside."""
+    shares = {}
+    for roi in rois:
+        points = np.concatenate([*roi.contours, roi.points])
+        shares[roi.number] = float(grid.contains(points).mean())
+    if not any(shares.values()):
+        raise InputError(
+            f"{name}: lies outside the reference image altogether; was it drawn on the reference scan?"
+        )
+    for number, share in shares.items():
+        if share < 1:
+            logger.warning(
+                "ROI %d: %.1f %% of its points lie outside the reference image", number, 100 * (1 - share)
+            )
+
+
+def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: bool) -> list[dict[str, Any]]:
+    """Volume of each ROI there and here, and how far its centroid moved, without voxels: of the contours."""
+    rows = []
+    for before, after in zip(rois, carried, strict=True):
+        there, here = (_volume_and_centroid(roi, target.spacing_mm[2]) for roi in (before, after))
+        slices = {round(float(target.world_to_index(points)[0, 2])) for points in after.contours}
+        rows.append(
+            {
+                "roi": before.number,
+                **({"name": before.name} if names else {}),
+                "type": before.interpreted_type,
+                "slices": len(slices),
+                "volume_reference_ml": there[0],
+                "volume_ml": here[0],
+                **{f"shift_{axis}_mm": value for axis, value in zip("xyz", here[1] - there[1], strict=True)},
+            }
+        )
+    return rows
+
+
+def _volume_and_centroid(roi: Roi, thickness_mm: float) -> tuple[float, np.ndarray]:
+    """Of an ROI of points: no volume, and their mean."""
+    if roi.contours:
+        return contour_volume(roi.contours, roi.thickness_mm or thickness_mm)
+    return 0.0, roi.points.mean(0) if len(roi.points) else np.full(3, np.nan)
+
+
+def draw(path: Path, image: sitk.Image, rois: Sequence[Roi], model: STNeRP) -> Path:
+    """The target in three planes through the smallest ROI, with the contours in their own colours."""
+    drawn = [roi for roi in rois if roi.contours]
+    extents = [float(np.ptp(np.concatenate(roi.contours), axis=0).prod()) for roi in drawn]
+    through = np.concatenate(
+        (drawn[int(np.argmin(extents))] if drawn else rois[0]).contours or [rois[0].points]
+    ).mean(0)
+    colours = [roi.color or COLOURS[i % len(COLOURS)] for i, roi in enumerate(drawn)]
+    pictures = []
+    outside = model.window.low
+    for plane in get_args(Plane):
+        pixels = plane_grid(Grid.of(image), plane, through)
+        onto = pixels.image(np.zeros(pixels.shape, np.uint8))
+        cut = sitk.Resample(image, onto, sitk.Transform(), sitk.sitkLinear, outside, sitk.sitkFloat32)
+        masks = [contour_mask(roi.contours, pixels, roi.thickness_mm)[0] for roi in drawn]
+        pictures.append(frame(sitk.GetArrayFromImage(cut)[0], model.window, masks, colours, plane=plane))
+    rows = max(len(picture) for picture in pictures)
+    padded = [np.pad(picture, ((0, rows - len(picture)), (0, 8), (0, 0))) for picture in pictures]
+    Image.fromarray(np.concatenate(padded, axis=1)).save(path)
+    return path
+
+
+if __name__ == "__main__":
+    launch(main)
