@@ -1,0 +1,153 @@
+"""python scripts/report.py out=runs/p1
+
+One HTML page of a fitted patient, to look at and to pass on: slices at any time beside the scans, contours,
+deformation, curves, scores and settings. Writes report.html and report.log into the run directory. The page is
+one file that opens in any browser without a network. Names of files, and what else in the data's section could
+name the patient, don't go into it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import SimpleITK as sitk
+from data import PatientData, load_data
+from monitor import roi_name
+from omegaconf import DictConfig, OmegaConf
+from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
+
+from stnerp import InputError, STNeRP
+from stnerp.html_report import Structure, write_html_report
+from stnerp.io.image import read_labels
+
+WRITES = ("report.html",)
+NEEDS = {"model.pt": "run train_def.py or eval_interpolation.py with the same out= first"}
+TABLES = {
+    "Means of each method": "summary.csv",
+    "Each image": "metrics.csv",
+    "Ref-Net": "ref_net.csv",
+}
+NAMES_OF_FILES = ("image", "reference")  # columns of these tables
+# Of the configuration, what can't name a person or a place: sections, settings of data, and single ones.
+SHOWN_SECTIONS = ("preset",)
+SHOWN_OF_DATA = (
+    "kind", "times", "reference", "period", "window", "size", "spacing_mm", "phases", "motion", "motion_settings",
+    "noise_hu", "seed", "series", "phase", "scale",
+)  # fmt: skip
+SHOWN = ("prior", "align", "appearance", "guided_times", "held_out", "known_every", "device", "seed")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="report")
+def main(config: DictConfig) -> None:
+    with run_directory(config, "report", WRITES, NEEDS) as out:
+        value_of(config, "scans", bool)
+        if not isinstance(config.spacing_mm, int | float | None):
+            raise InputError(f"spacing_mm: {config.spacing_mm!r} must be a number, in mm")
+        model = STNeRP.load(out / "model.pt")
+        saved = saved_config(out)
+        patient = patient_of(saved, model, out) if config.scans else None
+        page = write_html_report(
+            out / "report.html",
+            model,
+            series=None if patient is None else patient.series,
+            structures=[*contours_of(patient, plain(config.contours)), *rois_of(plain(config.roi))],
+            tables={f"{title} ({name})": rows_of(out / name) for title, name in TABLES.items()},
+            settings=shown_settings(saved),
+            title=str(config.title),
+            spacing_mm=config.spacing_mm,
+        )
+        wrote(page, out / "report.log")
+
+
+def saved_config(out: Path) -> DictConfig:
+    """The configuration of the fit, as its script left it; empty where there is none."""
+    for name in ("train_def.yaml", "config.yaml"):
+        if (out / name).is_file():
+            saved = OmegaConf.load(out / name)
+            assert isinstance(saved, DictConfig)
+            return saved
+    return OmegaConf.create({})
+
+
+def patient_of(saved: DictConfig, model: STNeRP, out: Path) -> PatientData:
+    """The scans of the fit, those included that were held out of it.
+
+    Raises:
+        InputError: no configuration that names them, scans that can't be read any more, or other ones.
+    """
+    remedy = "pass scans=false for a report of the model alone"
+    if "data" not in saved:
+        raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the scans; {remedy}")
+    try:
+        patient = load_data(saved.data)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; or {remedy}") from error
+    series = patient.series
+    if not (set(model.times) <= set(series.times) and series.grid.is_close(model.grid)):
+        raise InputError(f"{out}: its configuration names other scans than those of model.pt; {remedy}")
+    return patient
+
+
+def contours_of(patient: PatientData | None, names: str | list[str] | None) -> list[Structure]:
+    """The labels of the reference's mask, with what was drawn at other times.
+
+    Raises:
+        InputError: a name that is none of the labels'.
+    """
+    if patient is None:
+        return []
+    series, known = patient.series, patient.label_names
+    names = [names] if isinstance(names, str) else names
+    unknown = sorted(set(names or ()) - set(known.values()))
+    if unknown:
+        raise InputError(f"contours: no label {', '.join(unknown)}; known: {', '.join(known.values())}")
+    mask = series.masks[series.reference]
+    if mask is None:
+        return []
+    drawn = {t: m for t, m in zip(series.times, series.masks, strict=True) if m is not None}
+    labels = patient.contours if names is None else [label for label, name in known.items() if name in names]
+    return [Structure(known[label], mask, label, drawn) for label in labels]
+
+
+def rois_of(files: str | list[str] | None) -> Iterator[Structure]:
+    """Every label of these files, named like the file."""
+    for file in [files] if isinstance(files, str) else files or []:
+        path = Path(file)
+        mask = read_labels(path)
+        found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
+        if not found:
+            raise InputError(f"{path}: is empty; draw the ROI, or export it again")
+        for label in found:
+            yield Structure(roi_name(path) + (f" label {label}" if len(found) > 1 else ""), mask, label)
+
+
+def rows_of(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a CSV file without columns that name files; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in NAMES_OF_FILES} for row in csv.DictReader(file)]
+
+
+def shown_settings(saved: DictConfig) -> dict[str, Any]:
+    """Name -> value of the settings that say nothing about who or where, 'preset.def_net.width' -> 128."""
+    chosen = {name: plain(saved[name]) for name in (*SHOWN, *SHOWN_SECTIONS) if name in saved}
+    data = {name: plain(value) for name, value in saved.get("data", {}).items() if name in SHOWN_OF_DATA}
+    return dict(flat({"data": data, **chosen}))
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", "none" if value is None else value
+
+
+if __name__ == "__main__":
+    launch(main)
