@@ -7,6 +7,7 @@ the inverse of the pre-alignment first, then p + u_t(p) on the reference's cube.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.labels import Interpolation, carried_labels
+from stnerp.monitor import Row, monitor
 from stnerp.presets import DefNetSettings, def_net_settings_of
 from stnerp.ref_net import RefNet
+from stnerp.series import Series
 from stnerp.time_basis import Gaps, TimeBasis
 from stnerp.velocity import exponential
 from stnerp.warp import sample
@@ -183,6 +186,22 @@ class STNeRP:
         """|∂φ_t/∂p|: how many ml of reference each ml of the target came from; ≤ 0 would be a fold."""
         grid = self._output_grid(grid)
         return grid.image(metrics.jacobian_determinant(self._displacement_array(t, grid), grid))
+
+    def monitor(
+        self, roi: sitk.Image, times: Iterable[float], series: Series | None = None, name: str = "roi"
+    ) -> list[Row]:
+        """Volume, centroid, extent, motion of the surface and density of each label of a ROI over time.
+
+        Args:
+            roi: labels drawn on the reference image, on any grid in its world space.
+            times: any, in the user's unit.
+            series: the scans, to compare their intensities within the ROI.
+            name: of the ROI.
+
+        Returns:
+            Rows, one a time and label, as `stnerp.monitor.monitor` describes them.
+        """
+        return monitor(self, roi, times, measured=self.times, series=series, name=name)
 
     # -- files
 

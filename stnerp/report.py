@@ -236,47 +236,109 @@ def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") 
         InputError: no rows, a key that is missing, a path that can't be written.
         MissingDependencyError: matplotlib isn't installed.
     """
-    if not rows:
-        raise InputError("rows: empty; nothing to draw")
-    needed = {"time", "volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"}
-    for row in rows:
-        if missing := needed - row.keys():
-            raise InputError(f"rows: an entry lacks {', '.join(sorted(missing))}")
-    regions = list(dict.fromkeys(str(row.get("roi", "")) for row in rows))
-
-    figure = new_figure((7.5, 5.2), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True).ravel()
-    labels = [
-        "volume (ml)",
-        "centroid x, to left (mm)",
-        "centroid y, to posterior (mm)",
-        "centroid z, to head (mm)",
-    ]
     keys = ["volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"]
-    for region, colour in zip(regions, _colours(len(regions)), strict=True):
-        own = sorted((r for r in rows if str(r.get("roi", "")) == region), key=lambda r: float(r["time"]))
-        times = np.array([row["time"] for row in own], float)
-        measured = np.array([bool(row.get("measured", False)) for row in own])
-        for panel, key in zip(panels, keys, strict=True):
-            values = np.array([row[key] for row in own], float)
-            if key != "volume_ml":
-                values = values - values[0]
-            panel.plot(times, values, color=colour, linewidth=1.4, label=region)
-            panel.plot(times[measured], values[measured], "o", color=colour, markersize=4.5)
-    for panel, label in zip(panels, labels, strict=True):
-        _plain(panel)
-        panel.set_title(label, fontsize=9, loc="left")
-    for panel in panels[2:]:
-        panel.set_xlabel(time_label)
+    _check_rows(rows, keys)
+    first: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: float(row["time"])):
+        first.setdefault(str(row.get("roi", "")), row)
+    relative = [
+        {**row, **{key: row[key] - first[str(row.get("roi", ""))][key] for key in keys[1:]}} for row in rows
+    ]
+    panels = {
+        "volume (ml)": keys[:1],
+        "centroid x, to left (mm)": keys[1:2],
+        "centroid y, to posterior (mm)": keys[2:3],
+        "centroid z, to head (mm)": keys[3:],
+    }
+    return _time_curves(path, relative, panels, time_label)
 
-    handles, names = panels[0].get_legend_handles_labels() if regions != [""] else ([], [])
-    if any(row.get("measured") for row in rows):
-        from matplotlib.lines import Line2D
 
-        handles.append(Line2D([], [], linestyle="none", marker="o", color="0.3", markersize=4.5))
-        names.append("measured")
-    if names:
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+def monitor_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") -> Path:
+    """What `stnerp.monitor.monitor` says of regions of interest over time, as a picture.
+
+    Volume (and, dotted, the count of voxels), shift of the centroid, change of the extent's three sides, mean and
+    95th percentile (dotted) of the surface's displacement, and density; where scans were compared, their
+    intensity. Dots mark measured times.
+
+    Args:
+        path: where to write.
+        rows: as from `stnerp.monitor.monitor`.
+        time_label: of the time axis, with its unit.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: no rows, a key that is missing, a path that can't be written.
+        MissingDependencyError: matplotlib isn't installed.
+    """
+    panels = {
+        "volume (ml); dotted: voxels counted": ["volume_ml", "voxel_volume_ml"],
+        "centroid x, to left (mm)": ["shift_x_mm"],
+        "centroid y, to posterior (mm)": ["shift_y_mm"],
+        "centroid z, to head (mm)": ["shift_z_mm"],
+        "displacement of the surface (mm); dotted: 95 %": ["surface_mean_mm", "surface_p95_mm"],
+        "density, by the change of volume (%)": ["density_change_percent"],
+        "extent (mm); dotted: y, dashed: z": ["extent_x_mm", "extent_y_mm", "extent_z_mm"],
+    }
+    _check_rows(rows, [key for keys in panels.values() for key in keys])
+    if any(row.get("intensity_change") is not None for row in rows):
+        panels["mean intensity of the scans, change"] = ["intensity_change"]
+    return _time_curves(path, rows, panels, time_label)
+
+
+def trust_overview(path: str | Path, columns: Sequence[Row], *, limit_mm: float, title: str | None = None) -> Path:
+    """What is to be trusted, a column for each time: image, local correlation with the scan, and uncertainty.
+
+    Coronal slices, upright, through a point of each column. The uncertainty's colours end at twice its limit.
+
+    Args:
+        path: where to write.
+        columns: of each time `title`, `ok` (its verdict), `centre_mm` (LPS, what the slice goes through), and
+            `image` (in [0, 1]), `correlation`, `uncertainty_mm`: SimpleITK images of one field of view, or None.
+        limit_mm: uncertainty that is still normal.
+        title: a line on top.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: no columns, a path that can't be written.
+        MissingDependencyError: matplotlib isn't installed.
+    """
+    if not columns:
+        raise InputError("columns: empty; nothing to draw")
+    styles = {
+        "image": ("image", {"cmap": "gray", "vmin": 0, "vmax": 1}),
+        "correlation": ("local correlation\nwith the scan", {"cmap": "cividis", "vmin": 0, "vmax": 1}),
+        "uncertainty_mm": ("uncertainty\n(mm)", {"cmap": "inferno", "vmin": 0, "vmax": 2 * limit_mm}),
+    }
+    rows = [name for name in styles if any(column.get(name) is not None for column in columns)]
+    shapes = [_coronal(c[name], c["centre_mm"]) for c in columns for name in rows if c.get(name) is not None]
+    tall = max(aspect * cut.shape[0] / cut.shape[1] for cut, aspect in shapes)
+    width = max(len(columns) * 1.5 + 1.4, 4.0)
+    figure = new_figure((width, (1.5 * tall + 0.15) * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for name, panels in zip(rows, axes, strict=True):
+        label, style = styles[name]
+        drawn = None
+        for column, panel in zip(columns, panels, strict=True):
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.set_frame_on(False)
+            image = column.get(name)
+            if image is None:
+                continue
+            cut, aspect = _coronal(image, column["centre_mm"])
+            drawn = panel.imshow(cut, aspect=aspect, interpolation="nearest", **style)
+        panels[0].set_ylabel(label, fontsize=8)
+        if name != "image":
+            figure.colorbar(drawn, ax=panels, shrink=0.8).ax.tick_params(labelsize=7)
+    for column, panel in zip(columns, axes[0], strict=True):
+        word, colour = ("ok", COLOURS[1]) if column["ok"] else ("look here", COLOURS[0])
+        panel.set_title(f"{column['title']}\n{word}", fontsize=8, color=colour)
+    if title:
+        figure.suptitle(title, fontsize=10, weight="bold")
     return save_figure(figure, path)
 
 
@@ -345,6 +407,55 @@ def text_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str
 # -- parts of the above
 
 
+def _check_rows(rows: Sequence[Row], needed: Sequence[str]) -> None:
+    if not rows:
+        raise InputError("rows: empty; nothing to draw")
+    for row in rows:
+        if missing := {"time", *needed} - row.keys():
+            raise InputError(f"rows: an entry lacks {', '.join(sorted(missing))}")
+
+
+def _time_curves(
+    path: str | Path, rows: Sequence[Row], panels: Mapping[str, Sequence[str]], time_label: str
+) -> Path:
+    """A panel for each title, with a line for each of its columns and each region; dots mark measured times.
+
+    Times at which a column has no value (None) are left out.
+    """
+    regions = list(dict.fromkeys(str(row.get("roi", "")) for row in rows))
+    high = (len(panels) + 1) // 2
+    figure = new_figure((7.5, 2.4 * high + 0.4), layout="constrained")
+    axes = figure.subplots(high, 2, sharex=True).ravel()
+    for region, colour in zip(regions, _colours(len(regions)), strict=True):
+        own = sorted((r for r in rows if str(r.get("roi", "")) == region), key=lambda r: float(r["time"]))
+        for panel, columns in zip(axes, panels.values(), strict=False):
+            for column, style in zip(columns, ("solid", "dotted", "dashed"), strict=False):
+                known = [row for row in own if row.get(column) is not None]
+                times = np.array([row["time"] for row in known], float)
+                values = np.array([row[column] for row in known], float)
+                measured = np.array([bool(row.get("measured", False)) for row in known], bool)
+                panel.plot(times, values, color=colour, linewidth=1.4, linestyle=style, label=region)
+                if style == "solid":
+                    panel.plot(times[measured], values[measured], "o", color=colour, markersize=4.5)
+    for panel, title in zip(axes, panels, strict=False):
+        _plain(panel)
+        panel.set_title(title, fontsize=9, loc="left")
+    for panel in axes[-2:]:
+        panel.set_xlabel(time_label)
+    for panel in axes[len(panels) :]:
+        panel.set_visible(False)
+
+    handles, names = axes[1].get_legend_handles_labels() if regions != [""] else ([], [])
+    if any(row.get("measured") for row in rows):
+        from matplotlib.lines import Line2D
+
+        handles.append(Line2D([], [], linestyle="none", marker="o", color="0.3", markersize=4.5))
+        names.append("measured")
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
 def new_figure(size_inch: tuple[float, float], **arguments: Any) -> Any:
     """A figure of its own: pyplot, and with it the user's backend and windows, is left alone."""
     try:
@@ -380,6 +491,14 @@ def _slice(volume: np.ndarray, plane: int, centre: Sequence[int]) -> np.ndarray:
     if plane == 0:
         return volume[z]
     return volume[::-1, y] if plane == 1 else volume[::-1, :, x]
+
+
+def _coronal(image: sitk.Image, point_mm: Sequence[float]) -> tuple[np.ndarray, float]:
+    """The coronal slice of an image nearest to a point, head up, and its pixels' height over width."""
+    upright = sitk.DICOMOrient(image, "LPS")
+    grid = Grid.of(upright)
+    y = int(np.clip(np.rint(grid.world_to_index(np.asarray(point_mm, float))[1]), 0, grid.size[1] - 1))
+    return sitk.GetArrayFromImage(upright)[::-1, y], grid.spacing_mm[2] / grid.spacing_mm[0]
 
 
 def _centre(displacement_mm: np.ndarray, masks: Sequence[np.ndarray | None]) -> list[int]:

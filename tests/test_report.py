@@ -253,6 +253,44 @@ def test_roi_curves(tmp_path, monkeypatch):
     np.testing.assert_allclose(pixels.shape[:2], figures[0].get_size_inches()[::-1] * report.DPI, atol=1)
 
 
+def test_monitor_curves(tmp_path, monkeypatch):
+    figures = panels_of(monkeypatch)
+    names = ["volume_ml", "voxel_volume_ml", "density_change_percent", "surface_mean_mm", "surface_p95_mm"]
+    names += [f"{name}_{axis}_mm" for name in ("shift", "extent") for axis in "xyz"]
+    rows = [
+        {"roi": "GTV", "time": t, "measured": t != 1, **{name: t + i for i, name in enumerate(names)}}
+        for t in (2, 0, 1)
+    ]
+    for row in rows:
+        row["intensity_change"] = None if row["time"] == 1 else -40.0
+    report.monitor_curves(tmp_path / "m.png", rows, "time (days)")
+    volume, *_, intensity = figures[0].axes
+    np.testing.assert_array_equal(volume.lines[0].get_xydata(), [[0, 0], [1, 1], [2, 2]])
+    np.testing.assert_array_equal(volume.lines[1].get_xydata(), [[0, 0], [2, 2]])  # dots: measured
+    np.testing.assert_array_equal(volume.lines[2].get_ydata(), [1, 2, 3])  # dotted: the count
+    np.testing.assert_array_equal(intensity.lines[0].get_xydata(), [[0, -40], [2, -40]])  # not at 1
+    with pytest.raises(InputError, match="shift_x_mm"):
+        report.monitor_curves(tmp_path / "m.png", ROI_ROWS)
+
+
+@every_grid
+def test_trust_overview_is_upright_and_says_where_to_look(tmp_path, grid, monkeypatch):
+    figures = panels_of(monkeypatch)
+    image = grid.image(blob(grid, (0, 0, 1)))
+    columns = [
+        {"title": "t = 0", "ok": True, "centre_mm": grid.centre_mm, "image": image, "uncertainty_mm": image},
+        {"title": "t = 1", "ok": False, "centre_mm": grid.centre_mm, "image": image, "correlation": image},
+    ]
+    report.trust_overview(tmp_path / "t.png", columns, limit_mm=3.0)
+    panels = figures[0].axes[:6]
+    assert [bool(panel.images) for panel in panels] == [True, True, False, True, True, False]
+    cut = np.asarray(panels[0].images[0].get_array())
+    assert brighter(cut[: len(cut) // 2], cut[len(cut) // 2 :])  # head up
+    assert [panel.get_title().split("\n")[1] for panel in panels[:2]] == ["ok", "look here"]
+    with pytest.raises(InputError, match="columns"):
+        report.trust_overview(tmp_path / "t.png", [], limit_mm=3.0)
+
+
 def test_empty_or_incomplete_rows_are_refused(tmp_path):
     with pytest.raises(InputError, match="rows"):
         report.roi_curves(tmp_path / "roi.png", [])

@@ -186,7 +186,9 @@ def test_propagate_roi_on_its_own_grid(fitted: Path, patient: Path) -> None:
     assert [row["measured"] for row in rows] == ["True", "False", "False", "True", "False", "False", "True"]
     # The curve is measured in a part of the grid, and says the same as the whole file.
     millilitres = np.count_nonzero(sitk.GetArrayViewFromImage(carried["5.5"])) * 15**3 / 1000
-    assert float(rows[1]["volume_ml"]) == pytest.approx(millilitres, rel=1e-5)
+    assert float(rows[1]["voxel_volume_ml"]) == pytest.approx(millilitres, rel=1e-5)
+    # Following the tissue says about the same as counting 15 mm voxels.
+    assert float(rows[1]["volume_ml"]) == pytest.approx(millilitres, rel=0.1)
     assert (fitted / "roi" / "heart_t5.5.png").is_file()
     assert (fitted / "roi" / "heart_curve.png").is_file()
 
