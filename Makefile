@@ -6,13 +6,21 @@ BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
 BENCH ?=  # of benchmarks/run.py: make bench BENCH='cases=phantom methods=stnerp_fast,elastix_bspline'
 
-.PHONY: demo test test-slow lint presets bench clean
+.PHONY: demo test system test-slow lint presets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
 
-test: lint
+test: lint system
 	$(BIN)/python -m pytest -q -m "not slow"
+
+# A browser for the report's tests, and a validator of DICOM files. Where they can't be had, those tests are skipped.
+system:
+	@for program in chromium chromedriver dciodvfy; do command -v $$program >/dev/null || missing=yes; done; \
+	[ -z "$$missing" ] && exit; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver dicom3tools; \
+	fi || echo "no chromium, chromium-driver, dicom3tools: some tests will be skipped"
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow

@@ -121,7 +121,7 @@ class _BoxMean(torch.autograd.Function):
         return image
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return box_mean(gradient, ctx.radii), None
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -374,10 +375,12 @@ def test_floors_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(floors, "product_rate", lambda device: 1e9)
     monkeypatch.setattr(floors, "copy_rate", lambda device: 1e9)
     monkeypatch.setattr(floors, "STEPS", 1)
+    coarse = replace(floors.FAST.def_net, levels=(floors.Level(60, 60, 1), floors.Level(40, 40, 1)))
+    monkeypatch.setattr(floors, "FAST", replace(floors.FAST, def_net=coarse))
     floors.main([f"out={tmp_path}", "size=[24,20,16]", "phases=2", "points=1024", "repeats=1", "device=cpu"])
     with (tmp_path / "floors.csv").open(encoding="utf-8") as file:
         rows = {row["stage"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 6
+    assert len(rows) == 5
     # 8 layers of 256 after 512 features: forward, the gradient of the weights, and the gradient of what goes into
     # each layer, which the first one doesn't need.
     first, others = 512 * 256, 6 * 256**2 + 256
