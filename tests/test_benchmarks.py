@@ -305,6 +305,29 @@ def test_pairs_answer_unseen_times_only_between_what_they_fitted(
     assert moved_mm(8) is None
 
 
+def test_a_method_may_take_the_lungs_of_both_images(phantom_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = importlib.import_module("methods")
+    seen: list[dict[str, Any]] = []
+
+    def still(reference: sitk.Image, target: sitk.Image, **arguments: Any) -> PairRegistration:
+        seen.append({"reference": reference, "target": target, **arguments})
+        return registration_of(Grid.of(target), lambda points_mm: points_mm)
+
+    module = types.ModuleType("stnerp.baselines.still")
+    module.still = still  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stnerp.baselines.still", module)
+    answers = methods.pairwise(phantom_case, seed=0, device="cpu", function="still", takes=("masks",))
+    assert answers.note == "trained on both images' lungs as well"
+    labels = phantom_case.truth().series.masks
+    lung = next(int(label) for label, name in phantom_case.label_names.items() if name == "lung")
+    for call, index in zip(seen, phantom_case.pairs, strict=True):
+        assert "mask" not in call
+        for name, i in {"reference_mask": phantom_case.reference, "target_mask": index}.items():
+            drawn = sitk.GetArrayViewFromImage(call[name])
+            assert np.array_equal(drawn > 0, sitk.GetArrayViewFromImage(labels[i]) == lung)
+            assert drawn.any()
+
+
 def test_a_missing_package_is_named_with_its_extra(phantom_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh, pair = importlib.import_module("fresh"), importlib.import_module("stnerp.baselines.pair")
     monkeypatch.setitem(sys.modules, "stnerp.baselines.absent", module := types.ModuleType("absent"))
