@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import SimpleITK as sitk
-from monitor import measured_range, times_of
+from fitted_run import NEEDS, measured_range, times_of
 from omegaconf import DictConfig
 from propagate_rtstruct import wanted_rois
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, value_of, wrote
@@ -28,7 +28,6 @@ from stnerp.io.nifti_4d import VoxelType, write_nifti_4d
 from stnerp.io.rtstruct import Roi, read_rtstruct
 from stnerp.window import Window
 
-NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 WRITES = ("series.*", "roi.*", "film.*")
 MASKS = Callable[[float, Grid], list[np.ndarray]]
 

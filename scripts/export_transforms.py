@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import SimpleITK as sitk
-from monitor import times_of
+from fitted_run import NEEDS, times_of
 from omegaconf import DictConfig
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, wrote
 
@@ -23,7 +23,6 @@ from stnerp.geometry import Grid
 from stnerp.io.image import read_image
 from stnerp.io.transforms import FIELDS, write_transform, write_transformix, write_velocity
 
-NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 POINTS = 10_000  # at which a field is compared with the model
 LEAST_SHARE = 0.95  # of what the reference shows, inside its own grid at another time
 SHARE_MM = 10.0  # between the points of which that share is counted

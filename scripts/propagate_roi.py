@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import SimpleITK as sitk
-from monitor import evenly, measured_range, roi_name, time_label, times_of
+from fitted_run import NEEDS, evenly, measured_range, roi_name, time_label, times_of
 from omegaconf import DictConfig
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, value_of, wrote
 
@@ -24,7 +24,6 @@ from stnerp.monitor import around, check_roi, label_points
 from stnerp.preprocess import normalised
 from stnerp.report import overview, roi_curves, text_table, write_csv
 
-NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 PRINTED = ("roi", "time", "measured", "volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
 
 

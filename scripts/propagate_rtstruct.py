@@ -15,6 +15,7 @@ from typing import Any, get_args
 import hydra
 import numpy as np
 import SimpleITK as sitk
+from fitted_run import NEEDS
 from omegaconf import DictConfig
 from PIL import Image
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, time_name, value_of, wrote
@@ -27,7 +28,6 @@ from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series, series
 from stnerp.io.rtstruct import Roi, StructureSet, carried_rois, plain_name, read_rtstruct, write_structures
 from stnerp.report import text_table, write_csv
 
-NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 # Interpreted types of what doesn't move with the patient: DICOM PS3.3 C.8.8.8.1.
 NOT_ANATOMY = {"SUPPORT", "FIXATION", "ISOCENTER", "REGISTRATION", "DOSE_MEASUREMENT", "BRACHY_ACCESSORY", "BOLUS"}
 

@@ -17,7 +17,7 @@ import hydra
 import numpy as np
 import SimpleITK as sitk
 from data import PatientData, load_data
-from monitor import roi_name
+from fitted_run import roi_name
 from omegaconf import DictConfig, OmegaConf
 from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
 

@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 import numpy as np
 import SimpleITK as sitk
-from monitor import NEEDS, fitted_series, measured_range, times_of
+from fitted_run import NEEDS, fitted_series, measured_range, times_of
 from omegaconf import DictConfig
 from run_directory import (
     CONFIGS,
