@@ -299,7 +299,8 @@ def _fidelity(
     )
     moved = index + here_mm / np.array(grid.spacing_mm)[:, None, None, None]
     drawn = map_coordinates(reference.astype(np.float32), moved[::-1], order=1, mode="nearest")
-    wrong = np.abs(drawn - 255 * model.window.normalise(sitk.GetArrayViewFromImage(model.image(times[i], grid))))
+    answered = model.window.normalise(sitk.GetArrayFromImage(model.image(times[i], grid)))
+    wrong = np.abs(drawn - 255 * answered)
     wrong_mm = np.linalg.norm(np.moveaxis(_axis_mm(model, times[i], grid), -1, 0) - here_mm, axis=0)
     return {
         "time": times[i],

@@ -133,3 +133,23 @@ def test_no_cycles() -> None:
 def test_no_utils() -> None:
     for name in FILES:
         assert name.rpartition(".")[2] not in {"utils", "util", "helpers", "common", "misc", "tools"}
+
+
+def borrowed_from_nobody(source: str) -> list[int]:
+    """Lines where an array view is taken of an image that nothing keeps."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("GetArrayViewFromImage")
+        and any(isinstance(part, ast.Call | ast.BinOp) for part in ast.walk(node.args[0]))
+    ]
+
+
+def test_no_view_outlives_its_image() -> None:
+    # A view doesn't keep its image: one of a call's result reads memory that is free, and is mostly right.
+    assert borrowed_from_nobody("view = sitk.GetArrayViewFromImage(model.image(t))") == [1]
+    assert borrowed_from_nobody("view = sitk.GetArrayViewFromImage(images[0])") == []
+    for folder in ("stnerp", "scripts", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not borrowed_from_nobody(path.read_text(encoding="utf-8")), path
