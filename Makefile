@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | presets | bench | clean
+# make demo | test | test-slow | lint | docs | presets | bench | clean
 # A bare machine with Python 3.10 or newer is enough; everything is installed into .venv (bench: .venv-bench).
 PYTHON ?= python3
 VENV := .venv
@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
 BENCH ?=  # of benchmarks/run.py: make bench BENCH='cases=phantom methods=stnerp_fast,elastix_bspline'
 
-.PHONY: demo test system test-slow lint presets bench clean
+.PHONY: demo test system test-slow lint docs presets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
 
-test: lint system
+test: lint system docs
 	$(BIN)/python -m pytest -q -m "not slow"
 
 # A browser for the report's tests, and a validator of DICOM files. Where they can't be had, those tests are skipped.
@@ -30,6 +30,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
+
 presets: $(VENV)/installed
 	$(BIN)/python scripts/write_presets.py
 
@@ -37,7 +40,7 @@ bench: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/python benchmarks/run.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV_BENCH) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV_BENCH) *.egg-info .mypy_cache .ruff_cache .pytest_cache docs/_build
 	find stnerp scripts benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian and Ubuntu ship Python without venv.
