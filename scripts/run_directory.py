@@ -1,17 +1,20 @@
 """One directory per patient: what a script writes there, its log, and its errors in one line.
 
 Messages go to the terminal and into the directory's log. Nothing that is there already is replaced
-unless `overwrite=true`.
+unless `overwrite=true`, or the run that wrote it was interrupted: then the same command goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.errors import HydraException
@@ -19,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from stnerp import InputError, MissingFileError, StnerpError
+from stnerp.resume import Interrupted, remove
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 
@@ -26,7 +30,8 @@ logger = logging.getLogger("stnerp.scripts")
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run a script's Hydra main; a mistake of the user becomes one line on stderr and exit code 2."""
+    """Run a script's Hydra main; a mistake of the user becomes one line on stderr and exit code 2, an interruption
+    one line and exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     with _one_line_errors():
         main()
@@ -35,18 +40,41 @@ def launch(main: Callable[[], None]) -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
-        yield
+        with _terminable():
+            yield
     except (StnerpError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + getattr(error, "signal", signal.SIGINT))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which batch systems send, ends the program as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "interrupted")
+
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def run_directory(
-    config: DictConfig, script: str, writes: Sequence[str], needs: Mapping[str, str] | None = None
+    config: DictConfig,
+    script: str,
+    writes: Sequence[str],
+    needs: Mapping[str, str] | None = None,
+    checkpoints: Sequence[str] = (),
 ) -> Iterator[Path]:
     """The directory `out`, made where needed; what is logged in this context is also written to its log.
 
@@ -55,6 +83,8 @@ def run_directory(
         script: name of the script, which names the log.
         writes: patterns of the files that the script is going to write.
         needs: files that must be there already, and what to do where they aren't.
+        checkpoints: names of the files that keep how far fits have come. Where one is, the run before was not
+            finished, and what it wrote is replaced. At the end of the context they are removed.
 
     A mistake of the user (any StnerpError within the context included) ends the program: one line on
     stderr, exit code 2.
@@ -66,9 +96,12 @@ def run_directory(
         for name, remedy in (needs or {}).items():
             if not (out / name).is_file():
                 raise MissingFileError(f"{out / name}: no such file; {remedy}")
-        check_free(out, writes, config.overwrite)
-        with _logging_to(out / f"{script}.log", "w" if config.overwrite else "a"):
+        unfinished = any((out / name).is_file() for name in checkpoints)
+        check_free(out, writes, config.overwrite or unfinished)
+        with _logging_to(out / f"{script}.log", "w" if config.overwrite and not unfinished else "a"):
             yield out
+            for name in checkpoints:
+                remove(out / name)
 
 
 def time_name(t: float) -> str:

@@ -2,7 +2,8 @@
 
 Fit Def-Net (Eq. 6) to the series and the Ref-Net that train_ref.py left in the run directory, or, with
 prior=false and data on the command line, to the reference's voxels. Writes into the run directory:
-train_def.yaml, model.pt, def_net_history.csv, metrics.csv, pictures/, train_def.log.
+train_def.yaml, model.pt, def_net_history.csv, metrics.csv, pictures/, train_def.log. Interrupted, the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
+CHECKPOINT = ".def_net.ckpt"  # while the run is unfinished
 NEEDS = {"ref_net.pt": "run train_ref.py with the same out= first, or pass prior=false"}
 # Data that can change while the reference, and so the Ref-Net, stays the same.
 FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels", "rois")
@@ -49,7 +51,7 @@ FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "co
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_def")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "train_def", WRITES, {} if config.prior is False else NEEDS) as out:
+    with run_directory(config, "train_def", WRITES, {} if config.prior is False else NEEDS, [CHECKPOINT]) as out:
         value_of(config, "prior", bool)
         config = with_settings_of_ref_net(config, out / "config.yaml")
         patient = load_data(config.data)
@@ -65,12 +67,11 @@ def main(config: DictConfig) -> None:
             device=config.device,
             seed=config.seed,
             progress=config.progress,
+            checkpoint=out / CHECKPOINT,
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
-        wrote(
-            model.save(out / "model.pt", overwrite=config.overwrite), write_config(config, out / "train_def.yaml")
-        )
+        wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "train_def.yaml"))
         wrote(write_csv(out / "def_net_history.csv", model.history))
         wrote(loss_curve(out / "pictures" / "loss.png", model.history))
         rows = []

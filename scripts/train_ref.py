@@ -1,7 +1,8 @@
 """python scripts/train_ref.py out=runs/p1 data.images='[a.nii.gz,b.nii.gz]' data.times='[0,12]' data.reference=0
 
 Fit Ref-Net to the reference image (Eq. 3). Writes into the run directory: config.yaml, ref_net.pt,
-ref_net.csv, ref_net_history.csv, pictures/ref_net.png, train_ref.log. Then: scripts/train_def.py.
+ref_net.csv, ref_net_history.csv, pictures/ref_net.png, train_ref.log. Interrupted, the same command goes on.
+Then: scripts/train_def.py.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from stnerp.preprocess import normalised
 from stnerp.report import overview, text_table, write_csv
 
 WRITES = ("config.yaml", "ref_net.pt", "ref_net.csv", "ref_net_history.csv", "pictures/ref_net.png")
+CHECKPOINT = ".ref_net.ckpt"  # while the run is unfinished
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_ref")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "train_ref", WRITES) as out:
+    with run_directory(config, "train_ref", WRITES, checkpoints=[CHECKPOINT]) as out:
         patient = load_data(config.data)
         series = patient.series
         start = time.perf_counter()
@@ -33,6 +35,7 @@ def main(config: DictConfig) -> None:
             device=config.device,
             seed=config.seed,
             progress=config.progress,
+            checkpoint=out / CHECKPOINT,
             **settings_of(config.preset.ref_net),
         )
         seconds = time.perf_counter() - start
@@ -49,7 +52,7 @@ def main(config: DictConfig) -> None:
         }
         logger.info("%s", text_table([score]))
         wrote(
-            net.save(out / "ref_net.pt", overwrite=config.overwrite),
+            net.save(out / "ref_net.pt", overwrite=True),
             write_config(config, out / "config.yaml"),
             write_csv(out / "ref_net.csv", [score]),
             write_csv(out / "ref_net_history.csv", net.history),

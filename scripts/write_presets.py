@@ -36,7 +36,9 @@ def _lines(settings: RefNetSettings | DefNetSettings) -> list[str]:
         if name == "levels":
             value = [list(level.values()) for level in value]
             lines.append("  # spacing_mm, lattice_mm (null: the image's own, the voxels'), iterations,")
-            lines.append("  # targets per step (null: all of them)")
+            lines.append(
+                "  # targets per step (null: all of them), rate of a new Adam (null: the old one goes on)"
+            )
         shown = json.dumps(value)  # YAML reads JSON
         lines.append(f"  {name}: {shown}")
     return lines

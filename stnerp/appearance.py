@@ -27,7 +27,7 @@ from stnerp import losses
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError
-from stnerp.geometry import Grid, apply_affine, random_slab
+from stnerp.geometry import Grid, apply_affine, random_slabs
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
@@ -202,7 +202,7 @@ def fit_flow(
             moving = [_moving(series, i, alignments, level, settings, where) for i in range(len(series))]
             voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
             for step in range(level.iterations):
-                slab = random_slab(voxels.shape, settings.voxels_per_step, draw)
+                (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
                 optimiser.zero_grad(set_to_none=True)
                 velocity_mm = net.lattice_velocity(lattice.shape, middles)
                 leaf = velocity_mm.detach().requires_grad_()  # the gaps one after the other, see fit.py

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 
 FORMAT = 1
+#: From a released format to the one after it: takes the content of a file, returns it in the next format.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def write_checkpoint(path: Path, kind: str, content: dict[str, Any], overwrite: bool = False) -> Path:
@@ -22,25 +24,24 @@ def write_checkpoint(path: Path, kind: str, content: dict[str, Any], overwrite: 
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; choose another name or pass overwrite=True")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
-        os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        try:
+            torch.save({"format": FORMAT, "kind": kind, **content}, partial)
+        except RuntimeError as error:  # torch's own word for a write that fails
+            raise OSError("is the disk full?") from error
     return path
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, tensors on the CPU.
+    """What `write_checkpoint` wrote, in the format of today; tensors on the CPU.
 
     Raises:
         MissingFileError: no such file.
-        InputError: a damaged file, one of another kind, or one of a newer format.
+        InputError: a damaged file, one of another kind, or one of a newer or an unknown format.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a {kind}")
@@ -50,6 +51,13 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise InputError(f"{path}: can't be read as a {kind}; the file is damaged or something else") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise InputError(f"{path}: is not a {kind}; give the file that stnerp saved")
-    if content["format"] > FORMAT:
-        raise InputError(f"{path}: was written by a newer stnerp (format {content['format']}); upgrade stnerp")
+    written = content.get("format")
+    if type(written) is not int:
+        raise InputError(f"{path}: states no format that is known ({written!r}); give the file that stnerp saved")
+    if written > FORMAT:
+        raise InputError(f"{path}: was written by a newer stnerp (format {written}); upgrade stnerp")
+    for number in range(written, FORMAT):
+        if number not in MIGRATIONS:
+            raise InputError(f"{path}: format {written} is unknown; write it again with this stnerp")
+        content = MIGRATIONS[number](content) | {"kind": kind, "format": number + 1}
     return content

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingDependencyError
 from stnerp.geometry import Grid, index_points
 from stnerp.io.image import check_writable
@@ -227,11 +228,5 @@ def _replacing(path: str | os.PathLike[str], overwrite: bool, suffix: str) -> It
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the file name must end in {suffix}")
     check_writable(path, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    try:
+    with replacing(path) as partial:
         yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from tqdm.auto import tqdm
 
 from stnerp import losses
 from stnerp.alignment import Kind, affine_between
 from stnerp.appearance import fit_flow
+from stnerp.baselines.pair import PairRegistration
 from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
-from stnerp.geometry import Grid, Triple, random_slab
+from stnerp.geometry import Grid, Triple, random_slabs
 from stnerp.guidance import Guide, guides_of
+from stnerp.memory import def_net_bytes, require_memory
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
-from stnerp.ref_net import RefNet, cosine, fingerprint_of, require_finite
+from stnerp.ref_net import RefNet, cosine, fingerprint_of
+from stnerp.resume import SECONDS, Progress, State, fingerprint
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
 from stnerp.warm_start import RATE, Init, start_from
 from stnerp.warp import displaced_points, resize, sample
+from stnerp.watch import EVERY, Watch
 
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
 
@@ -50,6 +56,8 @@ def fit_deformation(
     appearance: Literal["reference", "blend"] = "reference",
     guided_times: Sequence[float] | None = None,
     init: Init | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = SECONDS,
     **settings: Any,
 ) -> STNeRP:
     """Learn how a patient moves or changes over a series.
@@ -72,12 +80,15 @@ def fit_deformation(
             newest scan or of another patient; several, for their mean; or displacements by time,
             {t: PairRegistration}, as a quick registration finds them. Shorter `levels` will do then, and the
             network's learning rate is a tenth of `learning_rate`.
+        checkpoint: a file that keeps how far the fit has come. Where it exists, the fit goes on from it. SIGINT
+            and SIGTERM then end it after the step, with `resume.Interrupted`. Remove it once the model is saved.
+        checkpoint_seconds: between two writings of that file.
         settings: any field of `presets.DefNetSettings`, by name.
 
     Raises:
         InputError: unknown names, a Ref-Net of another image, or guidance that the series doesn't have, or a start
-            that doesn't fit.
-        FitError: no overlap to align, or a loss that is not a number.
+            that doesn't fit, or a checkpoint of another fit, or more memory needed than there is.
+        FitError: no overlap to align, or a loss or gradient that is not a number; the message names its term.
     """
     chosen = with_changes(preset_of(preset).def_net, settings)
     if appearance not in ("reference", "blend"):
@@ -85,21 +96,32 @@ def fit_deformation(
     where = device_of(device)
     if ref_net is not None:
         _check_ref_net(ref_net, series)
-    torch.manual_seed(seed)
-    alignments = _alignments(series, align)
-    guides = guides_of(series, alignments, chosen, guided_times, where)
     basis = TimeBasis(series.times, series.reference_time, series.period)
-    net = def_net_of(series.grid, basis, chosen).to(where)
-    pace = chosen
-    if init is not None:
-        start_from(net, init, series, alignments, chosen)
-        pace = replace(chosen, learning_rate=RATE * chosen.learning_rate)
-    if ref_net is not None:
-        ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
-    history = _optimise(net, ref_net, series, alignments, pace, guides, progress)
-    flow = None
-    if appearance == "blend":
-        flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress)
+    needed = def_net_bytes(
+        series.grid, len(fitted_images(series, chosen)), basis.size, chosen, ref_net is not None
+    )
+    require_memory(needed, where, "Def-Net")
+    identity: dict[str, object] = {}
+    if checkpoint is not None:
+        asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
+        identity = {"network": "Def-Net", **_identity(series, ref_net, init), **asked, **asdict(chosen)}
+    with Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit:
+        torch.manual_seed(seed)
+        aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
+        alignments = aligned["matrices"].numpy()
+        guides = guides_of(series, alignments, chosen, guided_times, where)
+        net = def_net_of(series.grid, basis, chosen).to(where)
+        pace = chosen
+        if init is not None:
+            pace = replace(chosen, learning_rate=RATE * chosen.learning_rate)
+            if fit.saved("def_net") is None:
+                start_from(net, init, series, alignments, chosen)
+        if ref_net is not None:
+            ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
+        history = _optimise(net, ref_net, series, alignments, pace, guides, progress, fit)
+        flow = None
+        if appearance == "blend":
+            flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress)
     return STNeRP(
         def_net=net.eval(),
         ref_net=ref_net,
@@ -111,6 +133,39 @@ def fit_deformation(
         time_unit=series.time_unit,
         flow=flow,
     )
+
+
+def _identity(series: Series, ref_net: RefNet | None, init: Init | None) -> dict[str, object]:
+    """What a fit depends on besides its settings (whose names it may not share), as short values to compare."""
+    return {
+        "images": [_image_identity(image) for image in series.images],
+        "masks": [_image_identity(mask) for mask in series.masks],
+        "points": [None if points is None else fingerprint_of(points) for points in series.landmarks],
+        "times": series.times,
+        "period": series.period,
+        "reference": series.reference,
+        "window": (series.window.low, series.window.high),
+        "ref_net": None if ref_net is None else fingerprint(ref_net),
+        "init": _init_identity(init),
+    }
+
+
+def _image_identity(image: sitk.Image | None) -> object:
+    return None if image is None else (Grid.of(image), fingerprint_of(sitk.GetArrayViewFromImage(image)))
+
+
+def _init_identity(init: Any) -> object:
+    if isinstance(init, Mapping):
+        return {t: _init_identity(given) for t, given in init.items()}
+    if isinstance(init, Sequence) and not isinstance(init, str):
+        return [_init_identity(fit) for fit in init]
+    if isinstance(init, STNeRP):
+        return fingerprint(init.def_net)
+    if isinstance(init, sitk.Image | PairRegistration):
+        return _image_identity(init if isinstance(init, sitk.Image) else init.displacement)
+    if init is not None and Path(init).is_file():
+        return fingerprint_of(np.fromfile(init, np.uint8))
+    return init
 
 
 def _check_ref_net(ref_net: RefNet, series: Series) -> None:
@@ -148,25 +203,52 @@ def _optimise(
     settings: DefNetSettings,
     guides: Mapping[int, Mapping[str, Guide]],
     progress: bool,
+    fit: Progress,
 ) -> list[dict[str, float]]:
     """Train `net` in place, level by level; returns the loss and its terms at each step."""
     detail = net.detail if isinstance(net, FactorisedDefNet) else None
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
-    ]
+    adam = torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
     steps = sum(level.iterations for level in settings.levels)
-    schedules = [cosine(optimisers[0], steps)] if settings.decay == "cosine" else []
-    reference = ref_net.render() if ref_net is not None else normalised(series.reference_image, series.window)
+    optimisers: list[torch.optim.Optimizer] = [adam]
+    schedules = [cosine(adam, steps)] if settings.decay == "cosine" else []
+    history: list[dict[str, Any]] = []  # tensors until they are looked at: reading one waits for the GPU
+    watch = Watch("Def-Net", net, history)
     draw = np.random.default_rng(torch.initial_seed())
-    history: list[dict[str, Any]] = []  # tensors until the end: reading one waits for the GPU
-    with tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
+    state = State({"net": net, "adam": adam}, history, draw, watch.check)
+    if schedules:
+        state.parts["schedule"] = schedules[0]
+
+    def free_the_detail(remaining: int) -> None:
+        assert detail is not None
+        optimisers.append(UniformAdam([detail], lr=settings.detail_step_mm))
+        state.parts["detail_adam"] = optimisers[1]
+        if settings.decay == "cosine":
+            schedules.append(cosine(optimisers[1], remaining))
+            state.parts["detail_schedule"] = schedules[1]
+
+    saved = fit.saved("def_net")
+    if saved is not None and "detail_adam" in saved["parts"]:
+        free_the_detail(steps)  # how many there are stands in the schedule's state
+    with fit.stage("def_net", state), tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
+        bar.update(state.step)
+        reference, until = None, 0
         for number, level in enumerate(settings.levels):
+            until += level.iterations
+            if state.step >= until:
+                continue  # done before the fit was interrupted
+            if reference is None:
+                reference = (
+                    ref_net.render() if ref_net is not None else normalised(series.reference_image, series.window)
+                )
             images = _Level(net, ref_net, reference, series, alignments, settings, guides, level)
-            if images.detailed is not None and detail is not None and len(optimisers) == 1:
-                optimisers.append(UniformAdam([detail], lr=settings.detail_step_mm))
-                remaining = sum(later.iterations for later in settings.levels[number:])
-                schedules += [cosine(optimisers[1], remaining)] if settings.decay == "cosine" else []
-            for _ in range(level.iterations):
+            if images.detailed is not None and len(optimisers) == 1:
+                free_the_detail(sum(later.iterations for later in settings.levels[number:]))
+            if level.learning_rate is not None and state.step == until - level.iterations:
+                adam.state.clear()
+                adam.param_groups[0].update(lr=level.learning_rate, initial_lr=level.learning_rate)
+                if schedules:
+                    schedules[0] = state.parts["schedule"] = cosine(adam, level.iterations)
+            for step in fit.steps(until):
                 net.zero_grad(set_to_none=True)
                 values = images.backward(_chosen_times(fitted_images(series, settings), level, draw), draw)
                 for optimiser in optimisers:
@@ -174,13 +256,13 @@ def _optimise(
                 for schedule in schedules:
                     schedule.step()
                 bar.update()
-                if len(history) % 10 == 0 or len(history) == steps - 1:
-                    loss = float(values["loss"])
-                    if not np.isfinite(loss):
-                        raise FitError(f"Def-Net: the loss is {loss} at step {len(history)}; lower learning_rate")
-                    bar.set_postfix(loss=f"{loss:.4f}", level=f"{number + 1}/{len(settings.levels)}")
-                history.append({"step": len(history) + 1, "level": number + 1, **values})
-    require_finite(net, "Def-Net")
+                history.append({"step": step, "level": number + 1, **values})
+                if step % EVERY == 1 or step == steps:
+                    watch.look()
+                    bar.set_postfix(
+                        loss=f"{history[-1]['loss']:.4f}", level=f"{number + 1}/{len(settings.levels)}"
+                    )
+            watch.report(f" at level {number + 1}", [row for row in history if row["level"] == number + 1])
     return [{name: float(value) for name, value in row.items()} for row in history]
 
 
@@ -250,14 +332,17 @@ class _Level:
         # and the network's own backward pass runs once, on the sum.
         leaf = velocity_mm.detach().requires_grad_()
         sums: dict[str, torch.Tensor] = {}
-        for row, target in enumerate(targets):
-            terms = self._terms(
-                leaf[row : row + 1], target, random_slab(self.voxels.shape, self.settings.voxels_per_step, draw)
-            )
+        drawn = random_slabs(self.voxels.shape, self.settings.voxels_per_step, len(targets), draw)
+        for row, (target, slab) in enumerate(zip(targets, drawn, strict=True)):
+            terms = self._terms(leaf[row : row + 1], target, slab)
             loss = torch.stack(list(terms.values())).sum() / len(targets)
             loss.backward()
             for name, value in {"loss": loss * len(targets), **terms}.items():
                 sums[name] = sums.get(name, loss.new_zeros(())) + value.detach() / len(targets)
+        assert leaf.grad is not None
+        # On a GPU this would wait for it; there the next loss tells.
+        if leaf.device.type == "cpu" and not leaf.grad.isfinite().all():
+            raise FitError(f"Def-Net: {self._broken(leaf, targets, drawn)}; lower learning_rate")
         velocity_mm.backward(leaf.grad)
         if self.detailed is not None and (weight := self.settings.detail_total_variation):
             detail, detail_grid = self.detailed.smooth_detail(), self.detailed.detail_grid
@@ -265,6 +350,20 @@ class _Level:
             variation.backward()
             sums |= {"loss": sums["loss"] + variation.detach(), "detail_total_variation": variation.detach()}
         return sums
+
+    def _broken(self, velocity_mm: torch.Tensor, targets: Sequence[_Target], slabs: Sequence[slice]) -> str:
+        """Which term it was, of a loss whose gradient by the velocity is not finite."""
+        if not velocity_mm.isfinite().all():
+            return "the velocity is not finite"
+        for row, (target, slab) in enumerate(zip(targets, slabs, strict=True)):
+            leaf = velocity_mm[row : row + 1].detach().requires_grad_()
+            for name, term in self._terms(leaf, target, slab).items():
+                if not term.isfinite():
+                    return f"{name} is {float(term.detach())} at time {target.time:g}"
+                (gradient,) = torch.autograd.grad(term, leaf, retain_graph=True)
+                if not gradient.isfinite().all():
+                    return f"the gradient of {name} is not finite at time {target.time:g}"
+        return "the gradient of the loss is not finite"
 
     def _terms(self, velocity_mm: torch.Tensor, target: _Target, slab: slice) -> dict[str, torch.Tensor]:
         """The weighted terms of the loss at one time, from its velocity (1, 3, z, y, x) on the lattice."""

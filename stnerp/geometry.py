@@ -240,19 +240,27 @@ def slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
         yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
 
 
-def random_slab(
-    shape: tuple[int, int, int], voxels_per_step: int | None, draw: np.random.Generator, overlap: int = 2
-) -> slice:
-    """Some of the slices of an array: about so many voxels, one of a few slabs that together hold every slice.
+def random_slabs(
+    shape: tuple[int, int, int],
+    voxels_per_step: int | None,
+    number: int,
+    draw: np.random.Generator,
+    overlap: int = 2,
+) -> list[slice]:
+    """For each of several arrays some of its slices: about so many voxels, one of a few slabs that together hold
+    every slice. The arrays take different ones.
 
     Neighbours overlap by `overlap` slices at both ends: windows that a cut would halve lie whole in one of them.
     """
     slices = shape[0]
     count = 1 if voxels_per_step is None else min(max(round(np.prod(shape) / voxels_per_step), 1), slices // 4)
     if count <= 1:
-        return slice(0, slices)
-    k = int(draw.integers(count))
-    return slice(max(k * slices // count - overlap, 0), min((k + 1) * slices // count + overlap, slices))
+        return [slice(0, slices)] * number
+    chosen = (draw.permutation(number) + draw.integers(count)) % count
+    return [
+        slice(max(k * slices // count - overlap, 0), min((k + 1) * slices // count + overlap, slices))
+        for k in chosen.tolist()
+    ]
 
 
 def apply_affine(matrix: np.ndarray, points: Points) -> Points:

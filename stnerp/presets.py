@@ -57,12 +57,16 @@ class Level:
         lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
         iterations: steps of Adam.
         times_per_step: target times that a step looks at, drawn anew for each; None: all of them.
+        learning_rate: of a new Adam for the network, falling along a cosine over this level alone; None: the fit's
+            goes on. Gradients of fine images are larger, and steps of the size that coarse ones want throw the
+            network about: on 2 mm one of 1e-4 moves all tissue by 0.2 mm.
     """
 
     spacing_mm: float | None
     lattice_mm: float | None
     iterations: int
     times_per_step: int | None = None
+    learning_rate: float | None = None
 
     def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
         """The voxels that are compared, `refine` times as many per axis, never finer than the grid's own."""
@@ -135,7 +139,11 @@ class DefNetSettings:
     landmarks: float = 0.0
     learning_rate: float = 1e-3
     decay: Literal["constant", "cosine"] = "cosine"
-    levels: tuple[Level, ...] = (Level(8, 12, 60), Level(4, 6, 50), Level(2, 4, 45))
+    levels: tuple[Level, ...] = (
+        Level(8, 12, 60),
+        Level(4, 6, 50),
+        Level(2, 4, 45, learning_rate=1e-5),
+    )
     voxels_per_step: int | None = 2**20
 
 
@@ -205,6 +213,9 @@ def preset_of(name: str) -> Preset:
     return known[name]
 
 
+LEVEL = "(spacing_mm, lattice_mm, iterations[, times_per_step, learning_rate])"
+
+
 def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     """Settings with some replaced; `levels` may also come as tuples in the order of `Level`.
 
@@ -218,14 +229,10 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
     if "levels" in changes:
         given = changes["levels"]
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise InputError(
-                f"levels: {given!r} must be a list of (spacing_mm, lattice_mm, iterations[, times_per_step])"
-            )
+            raise InputError(f"levels: {given!r} must be a list of {LEVEL}")
         levels = tuple(_level(level) for level in given)
         if not levels:
-            raise InputError(
-                "levels: give at least one level (spacing_mm, lattice_mm, iterations[, times_per_step])"
-            )
+            raise InputError(f"levels: give at least one level {LEVEL}")
         changes = {**changes, "levels": levels}
     changed = replace(settings, **changes)
     _check(changed)
@@ -294,6 +301,4 @@ def _level(value: Any) -> Level:
     try:
         return Level(**value) if isinstance(value, dict) else Level(*value)
     except TypeError as error:
-        raise InputError(
-            f"levels: {value!r} must be (spacing_mm, lattice_mm, iterations[, times_per_step])"
-        ) from error
+        raise InputError(f"levels: {value!r} must be {LEVEL}") from error

@@ -19,11 +19,14 @@ from stnerp.device import device_of
 from stnerp.errors import FitError
 from stnerp.geometry import Grid, cube_points, slabs
 from stnerp.losses import mse
+from stnerp.memory import ref_net_bytes, require_memory
 from stnerp.networks import FeatureGrid, in_chunks, siren
 from stnerp.preprocess import normalised
 from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
+from stnerp.resume import SECONDS, Part, Progress, State
 from stnerp.series import Series
 from stnerp.warp import sample
+from stnerp.watch import require_finite as require_finite
 from stnerp.window import Window
 
 CHUNK = 2**16
@@ -139,6 +142,8 @@ def fit_reference(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = SECONDS,
     **settings: Any,
 ) -> RefNet:
     """Fit Ref-Net to the reference image of a series by mean squared error (Eq. 3).
@@ -149,14 +154,19 @@ def fit_reference(
         device: "auto", "cpu", "cuda", ...
         seed: of the network's start and of the points that are drawn.
         progress: show a bar with the loss and the time left.
+        checkpoint: a file that keeps how far the fit has come. Where it exists, the fit goes on from it. SIGINT
+            and SIGTERM then end it after the step, with `resume.Interrupted`. Remove it once the net is saved.
+        checkpoint_seconds: between two writings of that file.
         settings: any field of `presets.RefNetSettings`, by name.
 
     Raises:
-        InputError: an unknown preset, setting or device.
+        InputError: an unknown preset, setting or device, a checkpoint of another fit, or more memory needed than
+            there is.
         FitError: the loss is not a number.
     """
     chosen = with_changes(preset_of(preset).ref_net, settings)
     where = device_of(device)
+    require_memory(ref_net_bytes(series.grid, chosen), where, "Ref-Net")
     torch.manual_seed(seed)
     net = RefNet(series.grid, series.window, chosen).to(where)
     voxels = normalised(series.reference_image, series.window)
@@ -168,26 +178,42 @@ def fit_reference(
         points = cube_points(series.grid.shape, where).reshape(-1, 3)
     optimiser = torch.optim.Adam(net.parameters(), lr=chosen.learning_rate, fused=True)
     schedule = cosine(optimiser, chosen.iterations) if chosen.decay == "cosine" else None
-    bar = tqdm(range(1, chosen.iterations + 1), desc="Ref-Net", disable=not progress)
-    for step in bar:
-        if points is None:
-            chosen_voxels = torch.randint(len(intensities), (drawn,), device=where)
-            loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
-        else:
-            loss = mse(intensities, net(points))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        if schedule is not None:
-            schedule.step()
-        if step % 20 == 0 or step == chosen.iterations:
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise FitError(f"Ref-Net: the loss is {value} at step {step}; lower learning_rate")
-            psnr_db = -10 * math.log10(max(value, 1e-12))
-            net.history.append({"step": step, "loss": value, "psnr_db": psnr_db})
-            bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
-    require_finite(net, "Ref-Net")
+    parts: dict[str, Part] = {"network": net.network, "adam": optimiser}
+    if schedule is not None:
+        parts["schedule"] = schedule
+    state = State(parts, net.history, check=lambda: require_finite(net, "Ref-Net"))
+    identity = {
+        "network": "Ref-Net",
+        "image": (net.fingerprint, net.grid),
+        "window": (net.window.low, net.window.high),
+        "seed": seed,
+        **asdict(chosen),
+    }
+    with (
+        Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit,
+        fit.stage("ref_net", state),
+        tqdm(total=chosen.iterations, desc="Ref-Net", disable=not progress) as bar,
+    ):
+        bar.update(state.step)
+        for step in fit.steps(chosen.iterations):
+            if points is None:
+                chosen_voxels = torch.randint(len(intensities), (drawn,), device=where)
+                loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
+            else:
+                loss = mse(intensities, net(points))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if schedule is not None:
+                schedule.step()
+            bar.update()
+            if step % 20 == 0 or step == chosen.iterations:
+                value = float(loss.detach())
+                if not np.isfinite(value):
+                    raise FitError(f"Ref-Net: the loss (mse) is {value} at step {step}; lower learning_rate")
+                psnr_db = -10 * math.log10(max(value, 1e-12))
+                net.history.append({"step": step, "loss": value, "psnr_db": psnr_db})
+                bar.set_postfix(loss=f"{value:.2e}", PSNR=f"{psnr_db:.1f} dB")
     if net.remainder is not None:
         net.remainder += chosen.remainder * (image - torch.from_numpy(net.render()).to(where))
     return net.eval()
@@ -204,12 +230,6 @@ def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:
     index = torch.stack([voxels % x, voxels // x % y, voxels // (x * y)], dim=-1)
     last = torch.tensor([max(n - 1, 1) for n in (x, y, z)], device=voxels.device)
     return 2 * index / last - 1
-
-
-def require_finite(net: nn.Module, name: str) -> None:
-    """FitError unless every weight is a number: a loss can stay finite while the weights no longer are."""
-    if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
-        raise FitError(f"{name}: its weights are not finite after the fit; lower learning_rate")
 
 
 def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

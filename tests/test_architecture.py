@@ -78,7 +78,11 @@ def test_the_reader_of_imports_reads() -> None:
         ("time_basis", {"errors"}),
         ("window", {"errors"}),
         ("device", {"errors"}),
-        ("checkpoint", {"errors"}),
+        ("atomic", {"errors"}),
+        ("checkpoint", {"atomic", "errors"}),
+        ("resume", {"checkpoint", "atomic", "errors"}),
+        ("watch", {"errors"}),
+        ("memory", {"presets", "geometry", "errors"}),
     ],
 )
 def test_foundations_import_only_what_is_below_them(name: str, allowed: set[str]) -> None:

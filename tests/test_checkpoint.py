@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stnerp import checkpoint
 from stnerp.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from stnerp.errors import InputError, MissingFileError, StnerpError
 
@@ -122,3 +123,32 @@ def test_tensors_come_to_the_cpu(tmp_path: Path) -> None:
     half = read_checkpoint(path, "thing")["half"]
     assert half.device.type == "cpu"
     assert half.dtype == torch.float16
+
+
+def test_an_older_format_is_migrated_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_checkpoint(tmp_path / "a.pt", "thing", {"width_cm": 2.0})
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(InputError, match=r"a\.pt: format 1 is unknown; write it again"):
+        read_checkpoint(path, "thing")
+
+    def to_2(content: dict[str, object]) -> dict[str, object]:
+        return {"width_mm": 10 * float(content["width_cm"])}  # type: ignore[arg-type]
+
+    def to_3(content: dict[str, object]) -> dict[str, object]:
+        return {"size_mm": [content["width_mm"]]}
+
+    monkeypatch.setattr(checkpoint, "MIGRATIONS", {1: to_2, 2: to_3})
+    assert read_checkpoint(path, "thing") == {"format": 3, "kind": "thing", "size_mm": [20.0]}
+    write_checkpoint(path, "thing", {"size_mm": [1.0]}, overwrite=True)
+    assert read_checkpoint(path, "thing")["size_mm"] == [1.0]
+
+
+@pytest.mark.parametrize("number", [0, -1, None, "1", 1.0, True])
+def test_a_format_that_never_was_is_refused(tmp_path: Path, number: object) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"format": number, "kind": "thing"}, path)
+    with pytest.raises(InputError, match=r"a\.pt.*format"):
+        read_checkpoint(path, "thing")
+    torch.save({"kind": "thing"}, path)
+    with pytest.raises(InputError, match=r"a\.pt.*format"):
+        read_checkpoint(path, "thing")

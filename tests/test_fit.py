@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,24 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from stnerp import FitError, InputError, RefNet, Series, STNeRP, fit_deformation, fit_reference, load_series
+from stnerp import (
+    FitError,
+    InputError,
+    RefNet,
+    Series,
+    STNeRP,
+    fit_deformation,
+    fit_reference,
+    load_series,
+    losses,
+)
+from stnerp.checkpoint import read_checkpoint
+from stnerp.def_net import FactorisedDefNet
+from stnerp.fit import VELOCITY_PENALTIES
 from stnerp.geometry import Grid
 from stnerp.phantom import Phantom
+from stnerp.resume import KIND
+from stnerp.watch import Watch
 from stnerp.window import Window
 
 # For images of 10 mm voxels. Lengths and network, that is; the scheme is the default one.
@@ -285,3 +302,178 @@ def test_the_callers_ref_net_is_left_alone(phantom_series: Series) -> None:
     net = fit_reference(phantom_series, iterations=1, progress=False, device="cpu", grid_levels=2)
     fit_deformation(phantom_series, net, **BRIEF)
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+# -- numbers: none that is none goes unsaid, and none depends on how the work is cut
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "the value": (
+        lambda field, _: field.new_tensor(float("nan")) + 0 * field.sum(),
+        "diffusion is nan at step 8;",
+    ),
+    "the value, infinite": (lambda field, _: 0 * field.sum() + float("inf"), "diffusion is inf at step 8;"),
+    "the value and its gradient": (
+        lambda field, _: (field * float("nan")).sum(),
+        "diffusion is nan at time 0.25;",
+    ),
+    "the gradient alone": (
+        lambda field, _: (0 * field.sum()).sqrt(),
+        "the gradient of diffusion is not finite at time 0.25;",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_term_that_is_no_number_is_named_and_the_checkpoint_is_good(
+    phantom_series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    broken, message = FAULTS[fault]
+    settings = {**BRIEF, "levels": [(20, 20, 12)], "detail_mm": None}
+    path, calls = tmp_path / "fit.ckpt", []
+
+    def from_step_8_on(field: torch.Tensor, spacing_mm: Any) -> torch.Tensor:
+        calls.append(1)
+        return broken(field, spacing_mm) if len(calls) > 7 * 3 else losses.diffusion(field, spacing_mm)
+
+    monkeypatch.setitem(VELOCITY_PENALTIES, "diffusion", from_step_8_on)
+    with pytest.raises(FitError, match=message) as error:
+        fit_deformation(phantom_series, None, checkpoint=path, checkpoint_seconds=0, **settings)
+    assert "\n" not in str(error.value)
+    kept = read_checkpoint(path, KIND)["stages"]["def_net"]
+    assert kept["step"] == 7
+    assert all(value.isfinite().all() for value in kept["parts"]["net"].values())
+    # What was good is not lost.
+    calls.clear()
+    assert len(fit_deformation(phantom_series, None, checkpoint=path, **settings).history) == 12
+
+
+def test_weights_that_are_no_numbers_are_told(phantom_series: Series) -> None:
+    # As on a GPU, where a gradient is seen by what it did to the next loss.
+    net = fit_deformation(phantom_series, None, **BRIEF).def_net
+    rows = [{"step": k, "level": 1, "loss": 0.5, "mse": torch.tensor(0.5)} for k in range(1, 12)]
+    watch = Watch("Def-Net", net, rows)
+    watch.check()
+    assert rows[0]["mse"] == 0.5
+    next(net.parameters()).data[0] = float("nan")
+    with pytest.raises(FitError, match="weights are not finite"):
+        watch.check()
+    rows += [{"step": 12, "level": 1, "loss": torch.tensor(float("nan")), "mse": torch.tensor(float("nan"))}]
+    with pytest.raises(FitError, match="the weights are not finite after step 11; lower learning_rate"):
+        watch.look()
+
+
+def test_ref_net_s_loss_is_named(phantom_series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stnerp.ref_net.mse", lambda a, b: (b * float("nan")).mean())
+    with pytest.raises(FitError, match=r"Ref-Net: the loss \(mse\) is nan at step 20"):
+        fit_reference(phantom_series, iterations=30, progress=False, device="cpu", grid_levels=2)
+
+
+def test_a_loss_that_rises_is_reported(
+    phantom_series: Series, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("WARNING", "stnerp")
+    settings = {**BRIEF, "levels": [(20, 20, 10), (20, 20, 10)], "detail_mm": None}
+    fit_deformation(phantom_series, None, **settings)
+    assert caplog.text == ""
+    calls: list[int] = []
+
+    def rising_at_level_2(field: torch.Tensor, spacing_mm: Any) -> torch.Tensor:
+        calls.append(1)
+        return losses.diffusion(field, spacing_mm) + max(0, len(calls) - 30)
+
+    monkeypatch.setitem(VELOCITY_PENALTIES, "diffusion", rising_at_level_2)
+    fit_deformation(phantom_series, None, **settings)
+    assert re.search(
+        r"Def-Net: the loss rose at level 2, from \d\.\d+ to \d\.\d+; lower learning_rate", caplog.text
+    )
+    assert "level 1" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def with_ref_net(phantom_series: Series, ref_net: RefNet) -> STNeRP:
+    return fit_deformation(phantom_series, ref_net, **{**BRIEF, "learning_rate": 3e-2})
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_answers_do_not_depend_on_how_the_work_is_cut(
+    phantom: Phantom, phantom_series: Series, with_ref_net: STNeRP, monkeypatch: pytest.MonkeyPatch, prior: bool
+) -> None:
+    model = with_ref_net if prior else fit_deformation(phantom_series, None, **{**BRIEF, "learning_rate": 3e-2})
+    labels = phantom.labels(0.0)
+
+    def answers() -> list[np.ndarray]:
+        model._displacements.clear()
+        fields = [model.image(0.4), model.displacement(0.4), model.jacobian(0.4), model.propagate(labels, 0.4)]
+        return [sitk.GetArrayFromImage(field).astype(float) for field in fields]
+
+    whole = answers()
+    monkeypatch.setattr("stnerp.geometry.SLAB_POINTS", 36 * 28 * 5)  # 5 of 18 slices, the last slab has 3
+    for module in ("stnerp.def_net", "stnerp.ref_net"):
+        monkeypatch.setattr(f"{module}.CHUNK", 777)
+    image, displacement, jacobian, carried = (a - b for a, b in zip(answers(), whole, strict=True))
+    # A matrix product of other rows rounds its sums otherwise: some 1e-7 of 2000 HU, and of 10 mm.
+    assert np.abs(image).max() < 0.02
+    assert np.abs(displacement).max() < 1e-4
+    assert np.abs(jacobian).max() < 1e-5
+    assert not carried.any()
+    assert np.abs(whole[1]).max() > 1  # there is motion
+
+
+def test_a_fit_does_not_depend_on_its_chunks(phantom_series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**BRIEF, "levels": [(20, 20, 3), (15, 20, 3)], "detail_mm": None}
+    whole = fit_deformation(phantom_series, None, **settings)
+    monkeypatch.setattr("stnerp.def_net.CHUNK", 333)
+    cut = fit_deformation(phantom_series, None, **settings)
+    assert_alike(cut, whole)
+
+
+def test_a_fit_does_not_depend_on_the_number_of_threads(phantom_series: Series) -> None:
+    settings = {**BRIEF, "levels": [(20, 20, 3), (15, 20, 3)], "detail_mm": None}
+    one = fit_deformation(phantom_series, None, **settings)
+    torch.set_num_threads(2)
+    try:
+        two = fit_deformation(phantom_series, None, **settings)
+    finally:
+        torch.set_num_threads(1)
+    assert_alike(two, one)
+
+
+def assert_alike(a: STNeRP, b: STNeRP) -> None:
+    """The same fit, but for the rounding of its sums."""
+    for mine, theirs in zip(a.history, b.history, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    field_mm, other_mm = (sitk.GetArrayFromImage(model.displacement(0.5)) for model in (a, b))
+    # Adam divides by the gradient's size: where it is near 0, its rounding counts. 6 steps move by 1 mm and more.
+    assert np.abs(other_mm).max() > 0.5
+    assert np.abs(field_mm - other_mm).max() < 0.01
+
+
+def test_no_field_is_clipped(phantom_series: Series) -> None:
+    # 300 mm of motion, in every direction at once, in a body of 360 mm: absurd, and said as it is.
+    model = fit_deformation(phantom_series, None, form="space_time", **BRIEF)
+    linear = [module for module in model.def_net.modules() if isinstance(module, torch.nn.Linear)][-1]
+    cube_mm = 2 * np.asarray(phantom_series.grid.half_extent_mm)
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.copy_(torch.tensor(300.0 / cube_mm))
+    field_mm = sitk.GetArrayFromImage(model.displacement(0.5))
+    assert np.abs(field_mm - 300.0).max() < 1e-3
+    assert np.abs(model.map_points(np.zeros((1, 3)), 0.5) - 300.0).max() < 1e-3
+
+
+def test_a_level_with_a_rate_of_its_own_starts_the_network_anew(phantom_series: Series) -> None:
+    def modes(*levels: tuple[object, ...]) -> torch.Tensor:
+        changes: dict[str, Any] = {"network_mm": 40.0, "detail_mm": 40.0, "width": 8, "layers": 2}
+        model = fit_deformation(
+            phantom_series, levels=levels, progress=False, device="cpu", decay="constant", **changes
+        )
+        assert isinstance(model.def_net, FactorisedDefNet)
+        assert model.def_net.detail is not None
+        assert model.def_net.detail.any() == (len(levels) > 1)
+        return torch.cat([weight.flatten() for weight in model.def_net.modes.parameters()])
+
+    first, second = (40, 40, 5), (30, 30, 3)
+    before = modes(first)
+    assert (modes(first, (*second, None, 1e-9)) - before).abs().max() < 1e-7  # no step is longer than the rate
+    assert (modes(first, second) - before).abs().max() > 1e-4  # the fit's own, 1e-3, goes on

@@ -9,7 +9,7 @@ import torch
 from conftest import ORIGIN, SIZE, SPACING
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, apply_affine, cube_points, index_points
+from stnerp.geometry import Grid, apply_affine, cube_points, index_points, random_slabs
 
 # float64 throughout: coordinates of about 100 mm carry rounding errors near 1e-14, sums of a few near 1e-13.
 EXACT = 1e-11
@@ -231,3 +231,16 @@ def test_images_of_other_dimensions_are_refused() -> None:
 def test_arrays_of_another_shape_are_refused(any_grid: Grid) -> None:
     with pytest.raises(InputError, match="shape"):
         any_grid.image(np.zeros(any_grid.size))
+
+
+def test_slabs_of_one_step_show_all_slices() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        slabs = random_slabs((30, 10, 10), 1000, 8, draw)
+        assert len(slabs) == 8
+        assert sorted({i for slab in slabs for i in range(30)[slab]}) == list(range(30))
+        # Three slabs of ten slices, two more where they meet a neighbour.
+        assert {(slab.start, slab.stop) for slab in slabs} == {(0, 12), (8, 22), (18, 30)}
+    alone = {random_slabs((30, 10, 10), 1000, 1, draw)[0].start for _ in range(50)}
+    assert alone == {0, 8, 18}  # no slab is left out where a step sees one image
+    assert random_slabs((30, 10, 10), None, 2, draw) == [slice(0, 30)] * 2

@@ -66,7 +66,7 @@ def test_settings_survive_as_plain_values(settings: DefNetSettings | RefNetSetti
     assert with_changes(type(settings)(), asdict(settings)) == settings
 
 
-@pytest.mark.parametrize("levels", [[], [(8, 8)], [(8, 8, 5, 5, 5)], [{"spacing": 8}], [8], 8])
+@pytest.mark.parametrize("levels", [[], [(8, 8)], [(8, 8, 5, 5, 1e-3, 5)], [{"spacing": 8}], [8], 8])
 def test_impossible_levels_are_refused(levels: object) -> None:
     with pytest.raises(InputError, match="levels"):
         with_changes(DefNetSettings(), {"levels": levels})
