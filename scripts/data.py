@@ -5,10 +5,12 @@ Where the truth is known, it is in the series itself: landmarks and masks of eve
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import SimpleITK as sitk
@@ -53,6 +55,9 @@ def load_data(config: DictConfig) -> PatientData:
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     if values.get("kind") not in _MAKERS:
         raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(_MAKERS)}")
+    for name, value in values.items():
+        if value is not None and name in _FORMS and not _FORMS[name][0](value):
+            raise InputError(f"data.{name}: {value!r} must be {_FORMS[name][1]}")
     if values["kind"] == "tcia_4d_lung_phantom":
         write_stand_in(values)
         values["patient"] = PATIENT
@@ -144,6 +149,36 @@ def _from_scene(values: dict[str, Any]) -> Loaded:
     return arguments, {int(label): str(name) for label, name in (values["label_names"] or {}).items()}
 
 
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _named_labels(value: object) -> bool:
+    return isinstance(value, dict) and all(re.fullmatch(r"[0-9]{1,9}", str(label)) for label in value)
+
+
+def _whole_triple(value: object) -> bool:
+    return isinstance(value, list) and [type(n) is int and n >= 1 for n in value] == [True] * 3
+
+
+# What a setting must look like, whose value goes further than to `load_series`, which checks its own arguments.
+_FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "label_names": (_named_labels, "names of labels, '{1: heart}'"),
+    "contours": (_texts, "a list of names, '[heart]'"),
+    "rois": (_texts, "a list of names, '[Tumor]'"),
+    "size": (_whole_triple, "three whole numbers, voxels along x, y, z"),
+    "spacing_mm": (lambda value: _number(value) and value > 0, "a positive number"),
+    "noise_hu": (lambda value: _number(value) and value >= 0, "a number, 0 or more"),
+    "seed": (lambda value: type(value) is int and value >= 0, "a whole number, 0 or more"),
+    "motion_settings": (lambda value: isinstance(value, dict), "settings of the motion, '{amplitude_si_mm: 10}'"),
+    **dict.fromkeys(("phase", "amplitude_si_mm", "tumour_scale", "shift_mm"), (_number, "a number")),
+    "dates": (lambda value: isinstance(value, list), "a list of dates"),
+    **dict.fromkeys(("root", "manifest", "ct", "labels"), (lambda value: isinstance(value, str), "a path")),
+}
 _MAKERS: dict[str, Callable[[dict[str, Any]], Loaded]] = {
     "files": _from_files,
     "manifest": _from_manifest,

@@ -25,7 +25,7 @@ from stnerp.contours import contour_mask, contour_volume
 from stnerp.film import COLOURS, Plane, frame, plane_grid
 from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series, series_grid
-from stnerp.io.rtstruct import Roi, StructureSet, carried_rois, plain_name, read_rtstruct, write_structures
+from stnerp.io.rtstruct import Roi, StructureSet, carried_rois, plain_name, read_rtstruct, shown, write_structures
 from stnerp.report import text_table, write_csv
 
 # Interpreted types of what doesn't move with the patient: DICOM PS3.3 C.8.8.8.1.
@@ -157,7 +157,7 @@ def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: b
         rows.append(
             {
                 "roi": before.number,
-                **({"name": before.name} if names else {}),
+                **({"name": cell(before.name)} if names else {}),
                 "type": before.interpreted_type,
                 "slices": len(slices),
                 "volume_reference_ml": there[0],
@@ -166,6 +166,12 @@ def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: b
             }
         )
     return rows
+
+
+def cell(name: str) -> str:
+    """A name as text on one line, whatever was typed: no spreadsheet is to take it for a formula."""
+    line = shown(name)
+    return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line
 
 
 def _volume_and_centroid(roi: Roi, thickness_mm: float) -> tuple[float, np.ndarray]:

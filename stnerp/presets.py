@@ -283,10 +283,10 @@ def _check(settings: RefNetSettings | DefNetSettings | Level, within: str = "") 
             continue
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{within}{name}: {value!r} must be a number")
-        elif int in (hint, *get_args(hint)) and value != int(value):
-            raise InputError(f"{within}{name}: {value!r} must be a whole number")
         elif not math.isfinite(value) or value < 0:
             raise InputError(f"{within}{name}: {value} must be a finite number, not negative")
+        elif int in (hint, *get_args(hint)) and value != int(value):
+            raise InputError(f"{within}{name}: {value!r} must be a whole number")
         elif (name in AT_LEAST_ONE and value < 1) or (name == "layers" and value < 2):
             raise InputError(f"{within}{name}: {value} must be at least {2 if name == 'layers' else 1}")
         elif (name.startswith("fraction") or name == "remainder") and value > 1:

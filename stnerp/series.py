@@ -32,6 +32,14 @@ logger = logging.getLogger(__name__)
 LandmarksLike: TypeAlias = "str | os.PathLike[str] | np.ndarray | torch.Tensor"
 
 _MIN_SIZE = 4
+# More than any number of days, ms or phases, and no whole number of 5000 digits.
+_LONGEST = 1e15
+# How many times as long as the shortest the longest time between scans may be without a warning.
+_UNEVEN = 20
+# Of the reference's field of view: with less of it in an image, a fit has little to compare.
+_LITTLE_OVERLAP = 0.1
+# How far the darkest and the brightest thousandth must lie apart in the window, or an image shows nothing in it.
+_CONTRAST, _CONTRAST_SAMPLES = 1e-3, 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +157,14 @@ def load_series(
     grids = [Grid.of(image) for image in loaded]
     if not all(grid.is_close(grids[reference]) for grid in grids):
         logger.info("the images' grids differ: they will be resampled onto that of %s", names[reference])
+    shared = Window.of(window, loaded)
+    _check_contrast(loaded, names, shared)
     return Series(
         images=tuple(loaded),
         times=checked_times,
         reference=reference,
         period=None if period is None else float(period),
-        window=Window.of(window, loaded),
+        window=shared,
         masks=_load_masks(masks, loaded, names, reference, spacing_mm),
         landmarks=_load_landmarks(landmarks, grids, names, reference),
         names=tuple(names),
@@ -169,7 +179,7 @@ def _load_images(
     images: ImageLike | Sequence[ImageLike], spacing_mm: Sequence[float] | None
 ) -> tuple[list[sitk.Image], list[str], Sequence[float] | np.ndarray | None, str | None]:
     """Images, names, and the times and their unit where a 4D file has them."""
-    if isinstance(images, str) and not Path(images).exists() and glob.has_magic(images):
+    if isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images):
         matches = sorted(glob.glob(images, recursive=True), key=_natural_order)
         if not matches:
             raise MissingFileError(f"images: no file matches the pattern {images}; check it")
@@ -181,9 +191,10 @@ def _load_images(
         loaded = [_named(as_image, image, name, spacing_mm) for image, name in zip(images, names, strict=True)]
         return loaded, names, None, None
     if isinstance(images, str | os.PathLike):
-        if Path(images).is_dir():
+        if os.path.isdir(images):
             found = dicom_series(images)
-            return [read_dicom_series(series) for series in found], [s.description for s in found], None, None
+            loaded = [_named(as_image, read_dicom_series(one), one.description, None) for one in found]
+            return loaded, [one.description for one in found], None, None
         volumes, times, unit = as_images(images)
         name = Path(images).name
         return volumes, [f"{name}[{i}]" for i in range(len(volumes))], times, unit
@@ -217,7 +228,7 @@ def _named(convert: Any, value: Any, name: str, *arguments: Any) -> Any:
 
 def _natural_order(path: str) -> list[tuple[int, str]]:
     """Numbers in names by their value: t2 before t10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path) if part]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path) if part]
 
 
 def _check_voxels(image: sitk.Image, name: str) -> None:
@@ -247,6 +258,25 @@ def _check_overlap(images: Sequence[sitk.Image], names: Sequence[str], reference
                 f"{name}: its field of view and that of the reference, {names[reference]}, do not meet "
                 f"(centres {apart:.0f} mm apart); if it is the same anatomy, reset the images' origins"
             )
+        share = float(grid.contains(fixed.cube_to_world(_CUBE)).mean())
+        if share < _LITTLE_OVERLAP:
+            logger.warning(
+                "%s: holds only %.0f %% of the field of view of the reference, %s; is it the same region?",
+                *(name, 100 * share, names[reference]),
+            )
+
+
+def _check_contrast(images: Sequence[sitk.Image], names: Sequence[str], window: Window) -> None:
+    """Refuse an image that is all black or white in the window: it is in another unit than the others, say."""
+    for image, name in zip(images, names, strict=True):
+        voxels = sitk.GetArrayViewFromImage(image).reshape(-1)
+        seen = window.normalise(voxels[:: voxels.size // _CONTRAST_SAMPLES | 1])
+        low, high = np.percentile(seen, (0.1, 99.9))
+        if high - low < _CONTRAST:
+            raise InputError(
+                f"{name}: shows nothing in the window {window.low:g} to {window.high:g}, its intensities are "
+                f"{voxels.min():g} to {voxels.max():g}; give it the other images' unit, or another window"
+            )
 
 
 def _overlap(a: Grid, b: Grid) -> bool:
@@ -262,6 +292,10 @@ def _overlap(a: Grid, b: Grid) -> bool:
     return not bool(apart.any())
 
 
+#: Points of a cube, evenly, (8000, 3).
+_CUBE = (index_points((20, 20, 20)).reshape(-1, 3) + 0.5) / 10 - 1
+
+
 def _corners() -> np.ndarray:
     """The cube's corners (8, 3)."""
     return index_points((2, 2, 2)).reshape(8, 3) * 2 - 1
@@ -275,7 +309,7 @@ def _check_times(
 ) -> tuple[float, ...]:
     try:
         values = tuple(float(time) for time in times)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"times: {times!r} must be numbers, one per image") from None
     if len(values) != len(names):
         raise InputError(f"times: {len(values)} for {len(names)} images; give one per image")
@@ -291,13 +325,27 @@ def _check_times(
             )
     if period is not None:
         _check_period(values, names, period)
+    elif len(values) > 2:
+        _warn_of_uneven(values)
     return values
+
+
+def _warn_of_uneven(times: tuple[float, ...]) -> None:
+    """A spline leaves two near times with the slope between them, and what is noise there is far off later."""
+    gaps = [after - before for before, after in pairwise(times)]
+    if max(gaps) > _UNEVEN * min(gaps):
+        i = gaps.index(min(gaps))
+        logger.warning(
+            "times: %g and %g are very near, others %g apart, and what is predicted between those may be far off; "
+            "leave one of the two out",
+            *(times[i], times[i + 1], max(gaps)),
+        )
 
 
 def _check_period(times: tuple[float, ...], names: Sequence[str], period: float) -> None:
     if isinstance(period, bool | str) or not isinstance(period, SupportsFloat):
         raise InputError(f"period: {period!r} must be a number, in the unit of the times")
-    if not (math.isfinite(period) and period > 0):
+    if not 0 < period < _LONGEST:  # NaN isn't
         raise InputError(f"period: {period} must be a positive number, in the unit of the times")
     span = times[-1] - times[0]
     # Rounding of decimal times (0.1 steps, say) must not let the same phase through twice.
@@ -343,6 +391,8 @@ def _load_masks(
 def _mask_on_grid(mask: sitk.Image, name: str, image: sitk.Image, image_name: str) -> sitk.Image:
     if not sitk.GetArrayViewFromImage(mask).any():
         raise InputError(f"{name}: is empty; leave it out")
+    if sitk.GetArrayViewFromImage(mask).min() < 0:
+        raise InputError(f"{name}: has negative labels; is it an image? give labels 1, 2, ... and 0 outside")
     if Grid.of(mask).is_close(Grid.of(image)):
         return mask
     logger.warning("%s is on another grid than %s: resampled onto it (nearest neighbour)", name, image_name)
@@ -401,7 +451,7 @@ def _one_per_image(given: Any, argument: str, count: int, reference: int, ndim: 
     if isinstance(given, Mapping):
         values = [None] * count
         for key, value in given.items():
-            if not str(key).isdigit() or int(key) >= count:
+            if not re.fullmatch(r"[0-9]{1,9}", str(key)) or int(key) >= count:
                 raise InputError(f"{argument}: {key!r} is not the index of an image, from 0 to {count - 1}")
             values[int(key)] = value
         return values

@@ -377,7 +377,7 @@ def test_dicom_phases_that_share_one_series(tmp_path):
 def test_dicom_same_positions_without_a_phase(tmp_path):
     grid = Grid((5, 6, 7), (1, 2, 3))
     for i in range(2):
-        write_dicom(tmp_path, grid, STORED, f"{UID}.{i}", SeriesInstanceUID=UID)
+        write_dicom(tmp_path, grid, STORED + i, f"{UID}.{i}", SeriesInstanceUID=UID)
     with pytest.raises(InputError, match="several slices at the same position"):
         read_dicom_folder(tmp_path)
 

@@ -87,6 +87,8 @@ def test_impossible_levels_are_refused(levels: object) -> None:
         (RefNetSettings(), "backbone", "hash"),
         (RefNetSettings(), "decay", "exponential"),
         (RefNetSettings(), "iterations", 0),
+        (RefNetSettings(), "iterations", float("inf")),
+        (RefNetSettings(), "iterations", float("nan")),
         (RefNetSettings(), "fraction_per_step", 1.5),
         (RefNetSettings(), "learning_rate", -1.0),
         (RefNetSettings(), "squarings", 7),

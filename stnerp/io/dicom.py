@@ -7,22 +7,32 @@ here, from the headers, which pydicom reads without the pixels: GDCM only warns 
 
 from __future__ import annotations
 
+import filecmp
 import logging
+import math
 import os
 import re
+import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    generate_uid,
+)
 
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
@@ -40,11 +50,16 @@ _TAGS = (
     *("0008|0016", "0008|0018", "0008|0060", "0008|0070", "0008|1090", "0008|103e", "0010|0020"),
     *("0008|0020", "0008|0021", "0008|0022", "0008|0023", "0008|0030", "0008|0031", "0008|0032", "0008|0033"),
     *("0020|000d", "0020|000e", "0020|0011", "0020|0032", "0020|0037", "0020|0052", *_PHASE_TAGS),
-    *("0028|0030", "0028|1052", "0028|1053"),
+    *("0028|0030", "0028|0103", "0028|1052", "0028|1053"),
 )
-_SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames")
+_SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 _NUMBERS = {tag: int(tag.replace("|", ""), 16) for tag in _TAGS}
 _READ = [*_NUMBERS.values(), *(int(Tag(keyword)) for keyword in _SIZE_KEYWORDS)]
+_UNDEFINED = 2**32 - 1  # length of compressed pixels
+# Unit axes at right angles, but for rounding.
+_RIGHT_ANGLES = 1e-2
+# No compression of pixels makes more of a byte, but for empty images.
+_MOST_EXPANSION = 1032
 # Stored values of a written CT are HU + 1024, unsigned.
 _INTERCEPT_HU = -1024
 
@@ -57,11 +72,13 @@ class DicomHeader:
         path: the file.
         tags: text of the tags that are needed here, "0020|000e" for (0020,000e).
         size: columns, rows and frames; empty for what is no image.
+        pixels_complete: whether the file has as many bytes of pixels as the header speaks of.
     """
 
     path: str
     tags: dict[str, str] = field(repr=False)
     size: tuple[int, ...]
+    pixels_complete: bool = True
 
     @property
     def modality(self) -> str:
@@ -155,9 +172,19 @@ def dicom_series(folder: str | os.PathLike[str]) -> list[DicomSeries]:
 
     Raises:
         MissingFileError: no such folder, or no DICOM image in it.
-        InputError: slices at the same position that can't be told apart.
+        InputError: slices at the same position that can't be told apart, or a damaged file.
     """
-    slices = [header for header in read_headers(folder) if header.is_slice]
+    headers, damaged = _headers(folder)
+    if damaged:
+        raise InputError(damaged[0])
+    slices = [header for header in headers if header.is_slice]
+    used = {piece.series_uid for piece in slices}
+    for header in headers:
+        if not header.is_slice and header.series_uid in used and header.modality not in _OTHER_MODALITIES:
+            raise InputError(
+                f"{header.path}: is of a series of slices, and has no pixels or doesn't say where it lies; "
+                "copy it again, or remove it"
+            )
     found = series_of(slices, str(folder))
     if not found:
         raise MissingFileError(f"{folder}: no DICOM series in this folder; name image files, or a pattern")
@@ -167,26 +194,42 @@ def dicom_series(folder: str | os.PathLike[str]) -> list[DicomSeries]:
 def read_headers(folder: str | os.PathLike[str]) -> list[DicomHeader]:
     """The header of every DICOM file in a folder and its subfolders; copies of a file count once.
 
+    Damaged files are left out, with a warning.
+
     Raises:
         MissingFileError: no such folder.
     """
-    if not Path(folder).is_dir():
+    headers, damaged = _headers(folder)
+    for message in damaged:
+        logger.warning("%s", message)
+    return headers
+
+
+def _headers(folder: str | os.PathLike[str]) -> tuple[list[DicomHeader], list[str]]:
+    """Headers, and what is to be said of damaged files."""
+    if not os.path.isdir(folder):
         raise MissingFileError(f"{folder}: no such folder; check the path")
-    headers: dict[str, DicomHeader] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of odd values in tags that aren't used here
-        for path in sorted(Path(folder).rglob("*")):
+    headers: list[DicomHeader] = []
+    damaged: list[str] = []
+    known: dict[str, DicomHeader] = {}
+    for path in sorted(Path(folder).rglob("*")):
+        try:
             header = _read_header(path) if path.is_file() else None
-            if header is not None:
-                headers.setdefault(header.tags.get("0008|0018", header.path), header)
-    return list(headers.values())
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if header is not None:
+            same = known.setdefault(header.tags.get("0008|0018", header.path), header)
+            if same is header or not filecmp.cmp(same.path, header.path, shallow=False):
+                headers.append(header)
+    return headers, damaged
 
 
 def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
     """The series among slices, in the order of `dicom_series`; `folder` is for messages.
 
     Raises:
-        InputError: slices at the same position that can't be told apart.
+        InputError: slices at the same position that can't be told apart and don't show the same.
     """
     groups = defaultdict(list)
     for piece in slices:
@@ -237,9 +280,11 @@ def series_grid(series: DicomSeries) -> Grid:
         )
     first = series.slices[0]
     positions = np.array([piece.position for piece in series.slices])
-    distance = float(np.linalg.norm(_slice_step(positions, series)))
     row, column = np.array(_numbers(first.tags["0020|0037"])).reshape(2, 3)
-    between_rows, between_columns = _numbers(first.tags.get("0028|0030", "1\\1"))
+    if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > _RIGHT_ANGLES:
+        raise InputError(f"{first.path}: its rows and columns are at no right angle; correct its orientation")
+    between_rows, between_columns = _pixel_spacing(series)
+    distance = float(np.linalg.norm(_slice_step(positions, series, min(between_rows, between_columns))))
     x, y, z = positions[0].tolist()
     return Grid(
         (first.size[0], first.size[1], len(series.slices)),
@@ -340,18 +385,16 @@ def reason(error: Exception) -> str:
 
 
 def _read(series: DicomSeries) -> sitk.Image:
+    for piece in series.slices:
+        _check_pixels(piece)
     if len(series.slices) == 1:  # a multi-frame file, with its geometry inside
         return _execute(sitk.ImageFileReader(), series)
     grid = series_grid(series)
     reader = sitk.ImageSeriesReader()
-    rescale = {
-        tuple(
-            _numbers(piece.tags.get(tag, default))[0] for tag, default in (("0028|1053", "1"), ("0028|1052", "0"))
-        )
-        for piece in series.slices
-    }
+    rescale = {_rescale(piece) for piece in series.slices}
+    signs = {piece.tags.get("0028|0103", "") for piece in series.slices}
     # The first slice decides the type of all, which is wrong where each has a slope of its own (PET).
-    if len(rescale) > 1 or any(value != round(value) for pair in rescale for value in pair):
+    if len(rescale) > 1 or len(signs) > 1 or any(value != round(value) for pair in rescale for value in pair):
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = _execute(reader, series)
     image.SetOrigin(grid.origin_mm)
@@ -360,7 +403,59 @@ def _read(series: DicomSeries) -> sitk.Image:
     return image
 
 
-def _slice_step(positions: np.ndarray, series: DicomSeries) -> np.ndarray:
+def check_dicom_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a DICOM file whose pixels aren't all there; other files pass.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    header = _read_header(Path(path))
+    if header is not None:
+        _check_pixels(header)
+
+
+def memory_bytes() -> float:
+    """How much memory the machine has; infinite where it doesn't tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def _check_pixels(piece: DicomHeader) -> None:
+    if not piece.pixels_complete:
+        raise InputError(f"{piece.path}: its pixels aren't all there, or its header lies; copy or export it again")
+
+
+def _rescale(piece: DicomHeader) -> tuple[float, float]:
+    """Slope and intercept."""
+    values = []
+    for tag, default in (("0028|1053", "1"), ("0028|1052", "0")):
+        numbers = _numbers(piece.tags.get(tag) or default)
+        if not numbers:
+            raise InputError(f"{piece.path}: its rescale slope or intercept is no number; export it again")
+        values.append(numbers[0])
+    return values[0], values[1]
+
+
+def _pixel_spacing(series: DicomSeries) -> tuple[float, float]:
+    """Between rows and between columns, mm, the same in all slices."""
+    spacings = {_numbers(piece.tags.get("0028|0030", "1\\1")) for piece in series.slices}
+    for spacing in spacings:
+        if len(spacing) != 2 or min(spacing) <= 0:
+            raise InputError(
+                f"{series.folder}: series '{series.description}' has pixels without a size; export it again"
+            )
+    (rows, columns), *others = sorted(spacings)
+    if others and not np.allclose(others, (rows, columns), rtol=1e-3):
+        raise InputError(
+            f"{series.folder}: series '{series.description}' has pixels of several sizes, {columns:g} and "
+            f"{max(others)[1]:g} mm say; split it into one folder per image"
+        )
+    return rows, columns
+
+
+def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> np.ndarray:
     """From one slice to the next, (3,) LPS mm, once the slices are known to be a regular stack."""
     first, last, count = positions[0], positions[-1], len(positions)
     step = (last - first) / (count - 1)
@@ -370,12 +465,12 @@ def _slice_step(positions: np.ndarray, series: DicomSeries) -> np.ndarray:
         gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
         raise InputError(
             f"{series.folder}: series '{series.description}' has missing or unevenly spaced slices "
-            f"({gaps.min():.3g} to {gaps.max():.3g} mm apart); export it again, complete"
+            f"({gaps.min():.3g} to {gaps.max():.3g} mm apart, most behind the one at "
+            f"{_position_text(positions[gaps.argmax()])}); export it again, complete"
         )
     row, column = np.array(_numbers(series.slices[0].tags["0020|0037"])).reshape(2, 3)
     drift = np.abs([row @ (last - first), column @ (last - first)]).max()
-    pixel = min(_numbers(series.slices[0].tags.get("0028|0030", "1\\1")))
-    if drift > pixel / 2:
+    if drift > pixel_mm / 2:
         raise InputError(
             f"{series.folder}: series '{series.description}' has slices shifted sideways by {drift:.3g} mm "
             "(tilted gantry); resample it onto a right-angled grid first"
@@ -383,18 +478,26 @@ def _slice_step(positions: np.ndarray, series: DicomSeries) -> np.ndarray:
     return step
 
 
+def _position_text(position: np.ndarray) -> str:
+    return "({:g}, {:g}, {:g})".format(*position)
+
+
 def _execute(reader: sitk.ImageSeriesReader | sitk.ImageFileReader, series: DicomSeries) -> sitk.Image:
+    reader.SetImageIO("GDCMImageIO")  # of a broken file no other format's reader is to make sense
     if len(series.files) == 1:
         reader.SetFileName(series.files[0])
     else:
         reader.SetFileNames(series.files)
     try:
         with _quiet():
-            return reader.Execute()
+            image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
             f"{series.folder}: series '{series.description}' can't be read; export it again: {reason(error)}"
         ) from None
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{series.folder}: series '{series.description}' is in colour; give the scan itself")
+    return image
 
 
 @contextmanager
@@ -412,41 +515,101 @@ def read_tags(path: str | os.PathLike[str], tags: Sequence[int] | None = None) -
     """A file's tags but the pixels, all of them or some; None for what isn't DICOM or is broken."""
     try:
         with open(path, "rb") as file:
-            start = file.read(132)
-            # Some files lack the preamble and begin with the tags of group 2 or 8.
-            if start[128:] != b"DICM" and start[:2] not in (b"\x02\x00", b"\x08\x00"):
-                return None
-            file.seek(0)
-            some = None if tags is None else list(tags)
-            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=some, force=True)
+            return _dataset(file, tags) if _begins_like_dicom(file) else None
     except Exception:  # of any kind, from a file of any kind
         return None
 
 
+def _begins_like_dicom(file: BinaryIO) -> bool:
+    start = file.read(132)
+    file.seek(0)
+    # Some files lack the preamble and begin with the tags of group 2 or 8.
+    return start[128:] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
+
+
+def _dataset(file: BinaryIO, tags: Sequence[int] | None) -> Dataset:
+    """Tags of a file, which is left where its pixels begin."""
+    some = None if tags is None else list(tags)
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=some, force=True)
+
+
 def _read_header(path: Path) -> DicomHeader | None:
-    """A file's header, or None for what isn't DICOM."""
-    dataset = read_tags(path, _READ)
-    if dataset is None:
-        return None
-    tags = {tag: _text(dataset, number) for tag, number in _NUMBERS.items() if number in dataset}
+    """A file's header, or None for what isn't DICOM.
+
+    Raises:
+        InputError: a file that says to be DICOM and isn't readable as such.
+    """
+    preamble = False
     try:
-        columns, rows, frames = (int(dataset.get(keyword) or 0) for keyword in _SIZE_KEYWORDS)
-    except (TypeError, ValueError):
-        return None
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of odd values in tags that aren't used here
+            if not _begins_like_dicom(file):
+                return None
+            preamble = file.read(132)[128:] == b"DICM"
+            file.seek(0)
+            dataset = _dataset(file, _READ)
+            tags = {tag: _text(dataset, number) for tag, number in _NUMBERS.items() if number in dataset}
+            columns, rows, frames, samples, bits = (int(dataset.get(keyword) or 0) for keyword in _SIZE_KEYWORDS)
+            expected = columns * rows * (frames or 1) * (samples or 1) * bits / 8
+            complete = _pixels_complete(file, dataset, expected) if columns and rows else True
+            directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    except Exception:  # of any kind, from a file of any kind
+        if not preamble:
+            return None
+        raise InputError(f"{path}: is a damaged DICOM file; copy it again, or remove it") from None
+    if preamble and not directory and not tags.get("0020|000e"):
+        raise InputError(f"{path}: is a DICOM file of no series, damaged it seems; copy it again, or remove it")
     if not tags:
         return None
-    return DicomHeader(str(path), tags, (columns, rows, frames or 1) if columns and rows else ())
+    return DicomHeader(str(path), tags, (columns, rows, frames or 1) if columns and rows else (), complete)
+
+
+def _pixels_complete(file: BinaryIO, dataset: Dataset, expected: float) -> bool:
+    """Whether as many bytes of pixels are there as a header speaks of; the file stands where they begin."""
+    begin, size = file.tell(), os.fstat(file.fileno()).st_size
+    if dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return expected <= _MOST_EXPANSION * size
+    implicit, little = dataset.original_encoding
+    order = "<" if little else ">"
+    head = file.read(12)
+    if len(head) < 12 or struct.unpack(f"{order}H", head[:2]) != (0x7FE0,):
+        return False
+    if implicit:
+        (length,), begin = struct.unpack(f"{order}I", head[4:8]), begin + 8
+    elif head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN"):
+        (length,), begin = struct.unpack(f"{order}I", head[8:]), begin + 12
+    else:
+        return False
+    if length != _UNDEFINED:
+        return begin + length <= size and expected <= length and length % 2 == 0
+    file.seek(begin)
+    return expected <= _MOST_EXPANSION * (size - begin) and _fragments_complete(file, size)
+
+
+def _fragments_complete(file: BinaryIO, size: int) -> bool:
+    """Whether compressed pixels, a row of items, go on until the mark of their end."""
+    while len(head := file.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", head)
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return True
+        if (group, element) != (0xFFFE, 0xE000) or file.tell() + length > size:
+            return False
+        file.seek(length, os.SEEK_CUR)
+    return False
 
 
 def _text(dataset: Dataset, number: int) -> str:
     """A tag as it stands in the file: numbers that aren't any don't matter before they are used."""
     value = dataset.get_item(number).value
     if not isinstance(value, bytes):
-        return "" if value is None else str(value)
-    try:
-        return value.decode("utf-8").strip(" \0")
-    except UnicodeDecodeError:
-        return value.decode("latin-1").strip(" \0")
+        text = "" if value is None else str(value)
+    else:
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError:
+            text = value.decode("latin-1")
+    # Messages are of one line, whatever somebody typed.
+    return "".join(character if character.isprintable() else " " for character in text.strip(" \0"))
 
 
 def _phases(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> list[list[DicomHeader]]:
@@ -465,10 +628,36 @@ def _phases(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> li
         stacks = [groups[value] for value in sorted(groups)]
         if len({len(stack) for stack in stacks}) == 1 and len(stacks[0]) > 1 and all(map(_distinct, stacks)):
             return stacks
+    if (once := _without_copies(slices)) is not None:
+        logger.warning(
+            "%s: series '%s' has %d slices twice, with the same pixels: one of each is taken",
+            *(folder, _description(slices[0]), len(slices) - len(once)),
+        )
+        return [once]
     raise InputError(
         f"{folder}: series '{_description(slices[0])}' has several slices at the same position and no "
         "temporal position to tell them apart; split it into one folder per phase"
     )
+
+
+def _without_copies(slices: Sequence[DicomHeader]) -> list[DicomHeader] | None:
+    """One slice of each position; None where two of one position differ."""
+    kept: dict[tuple[float, ...], DicomHeader] = {}
+    for piece in slices:
+        first = kept.setdefault(piece.position, piece)
+        if first is not piece and not _same_pixels(first, piece):
+            return None
+    return list(kept.values())
+
+
+def _same_pixels(a: DicomHeader, b: DicomHeader) -> bool:
+    try:
+        same_scale = _rescale(a) == _rescale(b) and a.tags.get("0028|0103") == b.tags.get("0028|0103")
+        first, second = (pydicom.dcmread(piece.path) for piece in (a, b))
+        same_syntax = first.file_meta.TransferSyntaxUID == second.file_meta.TransferSyntaxUID
+        return bool(same_scale and same_syntax and first.PixelData == second.PixelData)
+    except Exception:  # of any kind, from a file of any kind
+        return False
 
 
 def _distinct(slices: Sequence[DicomHeader]) -> bool:
@@ -510,7 +699,9 @@ def _earliest(slices: Iterable[DicomHeader], tags: Sequence[str]) -> str:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers, or none at all."""
     try:
-        return tuple(float(part) for part in text.split("\\")) if text else ()
+        numbers = tuple(float(part) for part in text.split("\\")) if text else ()
     except ValueError:
         return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()

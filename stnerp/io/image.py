@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
-from stnerp.io.dicom import read_dicom_folder, read_dicom_series, reason
+from stnerp.io.dicom import check_dicom_file, memory_bytes, read_dicom_folder, read_dicom_series, reason
 
 # A nibabel image is `Any`: the library has no types.
 ImageLike: TypeAlias = "str | os.PathLike[str] | sitk.Image | np.ndarray | torch.Tensor | Any"
@@ -27,6 +28,22 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | sitk.Image | np.ndarray | torch
 _SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 _NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img")
 _TIME_UNITS = {"sec": "s", "msec": "ms", "usec": "us"}
+# Deflate makes 1032 bytes of one at most, zeros all of them.
+_MOST_EXPANSION = 1032
+_HEADER_BYTES = 1 << 16
+# Fields of views that are in millimetres lie between these, from a mouse's to a whole body's, generously.
+_EXTENT_MM = (1e-1, 1e4)
+# Half a degree of shear, where files of ITK stop being readable too.
+_SHEAR = 1e-2
+# Of the headers of MetaImage and NRRD: where the voxels are, and whether they are as they are.
+_DATA_FILE = re.compile(
+    rb"^(?:ElementDataFile[ \t]*=|data ?file[ \t]*:)[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE
+)
+_RAW = re.compile(rb"^(CompressedData[ \t]*=[ \t]*False|encoding[ \t]*:[ \t]*raw)", re.MULTILINE | re.IGNORECASE)
+_FIELD = re.compile(rb"^(\w+)[ \t]*=[ \t]*([^\r\n]*)", re.MULTILINE)
+_LARGEST_NUMBER = 1e12
+# A longer line of a field crashes the library by which ITK reads NRRD; written ones have a tenth.
+_NRRD_FIELD = 512
 
 
 def read_image(path: str | os.PathLike[str]) -> sitk.Image:
@@ -36,8 +53,8 @@ def read_image(path: str | os.PathLike[str]) -> sitk.Image:
         MissingFileError: no such file or folder.
         InputError: not a readable 3D image with one value per voxel.
     """
-    if Path(path).is_dir():
-        return read_dicom_series(path)
+    if os.path.isdir(path):
+        return _volumes(read_dicom_series(path), str(path))[0]
     images = _read_volumes(path)
     if len(images) > 1:
         raise InputError(f"{path}: holds {len(images)} images (4D), where a single 3D image is expected")
@@ -55,8 +72,8 @@ def read_images(path: str | os.PathLike[str]) -> tuple[list[sitk.Image], list[fl
         MissingFileError: no such file or folder.
         InputError: not readable, or more than one value per voxel.
     """
-    if Path(path).is_dir():
-        return read_dicom_folder(path), None, None
+    if os.path.isdir(path):
+        return [_volumes(image, str(path))[0] for image in read_dicom_folder(path)], None, None
     images = _read_volumes(path)
     if len(images) == 1:
         return images, None, None
@@ -191,8 +208,11 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 
 def _read_header(path: str | os.PathLike[str]) -> sitk.ImageFileReader:
-    if not Path(path).exists():
+    if not os.path.isfile(path):  # nor a device, which never ends
         raise MissingFileError(f"{path}: no such file or folder; check the path")
+    _check_nrrd(path)
+    if str(path).lower().endswith((".mha", ".mhd")):
+        _check_metaimage(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
     try:
@@ -204,41 +224,176 @@ def _read_header(path: str | os.PathLike[str]) -> sitk.ImageFileReader:
 
 def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
     reader = _read_header(path)
-    # Before the voxels are read: a photograph is refused, however large.
+    # Before the voxels are read: a photograph is refused, however large, and a header that lies about its size.
     _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
-    if str(path).lower().endswith((".nii", ".nii.gz")):
+    _check_size(reader, path)
+    _check_geometry(reader, str(path))
+    check_dicom_file(path)
+    if str(path).lower().endswith((".mha", ".mhd")):
+        _check_deflated(path)
+    if str(path).lower().endswith(_NIFTI_SUFFIXES):
         _check_complete(path)
     try:
-        image = reader.Execute()
-    except RuntimeError as error:
+        image = _nifti_voxels(reader, path) if _is_misread(reader, path) else reader.Execute()
+    except (RuntimeError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
     return _volumes(image, str(path))
+
+
+def _is_misread(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> bool:
+    """Whether it is a NIfTI of which ITK would give other voxels than its own, without a word.
+
+    It makes zeros of what is NaN or infinite (water, in HU), and takes the voxels of a.nii for those of a.nii.gz
+    beside it.
+    """
+    name = str(path)
+    floats = reader.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
+    beside = name.endswith(".gz") and os.path.isfile(name[:-3])
+    return name.lower().endswith(_NIFTI_SUFFIXES) and (floats or beside)
+
+
+def _nifti_voxels(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> sitk.Image:
+    """The image where ITK's header has it, with the voxels as nibabel reads them."""
+    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    if voxels.size != math.prod(reader.GetSize()):
+        raise InputError(f"{path}: its header can be read in two ways; export it again")
+    array = _voxels(voxels.reshape(reader.GetSize(), order="F").T)
+    image = sitk.GetImageFromArray(array, isVector=False)
+    image.SetSpacing(reader.GetSpacing())
+    image.SetOrigin(reader.GetOrigin())
+    image.SetDirection(reader.GetDirection())
+    return image
+
+
+def _check_size(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> None:
+    """Refuse more voxels than the file can hold, or than the machine can."""
+    voxels, size = math.prod(reader.GetSize()), " x ".join(map(str, reader.GetSize()))
+    most = _most_bytes(path)
+    if voxels > most:  # of a byte at least
+        raise InputError(
+            f"{path}: its header speaks of {size} voxels, more than its data can hold; copy or export it again"
+        )
+    needed = voxels * sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    if needed > memory_bytes():
+        raise InputError(
+            f"{path}: {size} voxels need {needed / 2**30:.0f} GiB, more memory than there is; crop or resample it"
+        )
+
+
+def _most_bytes(path: str | os.PathLike[str]) -> float:
+    """How many bytes of voxels a file can stand for; infinite if they lie in other files in a way of their own."""
+    with open(path, "rb") as file:
+        head = file.read(_HEADER_BYTES)
+    data = Path(path)
+    named = _DATA_FILE.search(head)
+    if named and named[1].strip().upper() != b"LOCAL":
+        data = data.parent / os.fsdecode(named[1].strip())
+    elif str(path).lower().endswith((".hdr", ".img")):
+        return math.inf  # a pair, which `_check_complete` knows
+    if b"\0" in bytes(data) or not os.path.isfile(data):
+        return math.inf
+    return os.path.getsize(data) * (1 if _RAW.search(head) else _MOST_EXPANSION)
+
+
+def _check_nrrd(path: str | os.PathLike[str]) -> None:
+    with open(path, "rb") as file:
+        if file.read(4) != b"NRRD":
+            return
+        head = file.read(_HEADER_BYTES).split(b"\n\n")[0]
+    if any(len(line) > _NRRD_FIELD and b":=" not in line for line in head.splitlines()):
+        raise InputError(f"{path}: a line of its NRRD header is too long; export it again")
+
+
+def _check_metaimage(path: str | os.PathLike[str]) -> None:
+    """Refuse a header whose numbers don't belong together: the library by which ITK reads it crashes on some."""
+    with open(path, "rb") as file:
+        head = re.split(rb"^ElementDataFile", file.read(_HEADER_BYTES), maxsplit=1, flags=re.MULTILINE)[0]
+    fields = {key.decode(): value.split() for key, value in _FIELD.findall(head)}
+    dimension = fields.get("NDims", [])
+    n = int(dimension[0]) if dimension in ([b"2"], [b"3"], [b"4"]) else 0
+    counts = dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "Offset", "Origin", "Position"), n)
+    counts |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), n * n)
+    counts |= {"CenterOfRotation": n, "CompressedDataSize": 1, "HeaderSize": 1, "ElementNumberOfChannels": 1}
+    wrong = [key for key, count in counts.items() if key in fields and not _are_numbers(fields[key], count)]
+    flags = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
+    wrong += [key for key in flags if fields.get(key, [b"True"]) not in ([b"True"], [b"False"])]
+    if wrong or n == 0:
+        raise InputError(f"{path}: its header has an unusable {wrong[0] if wrong else 'NDims'}; export it again")
+
+
+def _check_deflated(path: str | os.PathLike[str]) -> None:
+    """Refuse a MetaImage whose compressed voxels are damaged: ITK would read on without end."""
+    with open(path, "rb") as file:
+        head = file.read(_HEADER_BYTES)
+    named = _DATA_FILE.search(head)
+    if named is None or not re.search(rb"^CompressedData[ \t]*=[ \t]*True", head, re.MULTILINE):
+        return
+    local = named[1].strip().upper() == b"LOCAL"
+    data = path if local else Path(path).parent / os.fsdecode(named[1].strip())
+    try:
+        with open(data, "rb") as file:
+            file.seek(head.index(b"\n", named.start()) + 1 if local else 0)
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
+            while not stream.eof and (chunk := file.read(1 << 20)):
+                while chunk and not stream.eof:
+                    stream.decompress(chunk, 1 << 24)
+                    chunk = stream.unconsumed_tail
+    except (OSError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    if not stream.eof:
+        raise InputError(f"{path}: is cut short, its last voxels are missing; copy or export it again")
+
+
+def _are_numbers(words: Sequence[bytes], count: int) -> bool:
+    try:
+        return len(words) == count and all(abs(float(word)) < _LARGEST_NUMBER for word in words)  # NaN isn't
+    except ValueError:
+        return False
+
+
+def _check_geometry(image: sitk.Image | sitk.ImageFileReader, name: str) -> None:
+    """Refuse places that aren't in space: ITK passes on what a header says, NaN and shear included."""
+    dimension = len(image.GetSize())
+    spacing, origin = image.GetSpacing()[:3], image.GetOrigin()[:3]
+    axes = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
+    if not (np.isfinite([*spacing, *origin]).all() and np.isfinite(axes).all()):
+        raise InputError(f"{name}: its spacing, origin or direction isn't a number; correct the header")
+    extents = [n * s for n, s in zip(image.GetSize(), spacing, strict=False)]
+    if not (_EXTENT_MM[0] <= min(extents) and max(extents) <= _EXTENT_MM[1]):
+        listed = " x ".join(f"{extent:.3g}" for extent in extents)
+        raise InputError(f"{name}: is {listed} mm large; is its spacing in mm? correct the header")
+    if np.abs(axes).max() > 2 or np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:
+        raise InputError(
+            f"{name}: its axes are sheared or not of length 1; resample it onto a right-angled grid, or correct "
+            "its direction"
+        )
 
 
 def _check_complete(path: str | os.PathLike[str]) -> None:
     """ITK fills what is missing from a NIfTI cut short with zeros, without a word."""
     try:
-        voxels = nibabel.load(path).dataobj
+        image = nibabel.load(path)
+        voxels, data = image.dataobj, image.file_map["image"].filename
         expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
-        with open(path, "rb") as file:
+        with open(data, "rb") as file:
             # Gzip ends with the size modulo 2^32, which spares the decompression; files of several
             # members have that of the last one, and must be decompressed to know.
             file.seek(-4, os.SEEK_END)
             tail = int.from_bytes(file.read(), "little")
-        if str(path).lower().endswith(".gz"):
-            complete = tail == expected % 2**32 or _decompressed_size(path) >= expected
+        if str(data).lower().endswith(".gz"):
+            complete = tail == expected % 2**32 or _decompressed_size(data, expected) >= expected
         else:
-            complete = Path(path).stat().st_size >= expected
-    except (OSError, EOFError, zlib.error, HeaderDataError, ImageFileError) as error:
+            complete = os.path.getsize(data) >= expected
+    except (OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, ValueError, OverflowError) as error:
         raise _unreadable(path, error) from None
     if not complete:
         raise InputError(f"{path}: is cut short, its last voxels are missing; copy or export it again")
 
 
-def _decompressed_size(path: str | os.PathLike[str]) -> int:
+def _decompressed_size(path: str | os.PathLike[str], enough: int) -> int:
     size = 0
     with gzip.open(path) as file:
-        while chunk := file.read(1 << 20):
+        while size < enough and (chunk := file.read(1 << 20)):
             size += len(chunk)
     return size
 
@@ -260,6 +415,7 @@ def _volumes(image: sitk.Image, name: str) -> list[sitk.Image]:
     _check_kind(size, image.GetNumberOfComponentsPerPixel(), name)
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(f"{name}: has complex voxels; give their magnitude")
+    _check_geometry(image, name)
     if len(size) == 3:
         return [image]
     return [
@@ -291,8 +447,7 @@ def _grid_of_ras_affine(affine: np.ndarray | None, size: tuple[int, int, int]) -
     if not np.all(spacing > 0):
         raise InputError("image: the nibabel image's affine has an axis of no length; correct it")
     axes = to_lps[:, :3] / spacing
-    # Half a degree of shear, where files of ITK stop being readable too.
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-2:
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:
         raise InputError("image: the nibabel image's affine is sheared; resample it onto a right-angled grid")
     return Grid(
         size,
@@ -304,7 +459,10 @@ def _grid_of_ras_affine(affine: np.ndarray | None, size: tuple[int, int, int]) -
 
 def _nifti_times(header: Any, count: int) -> tuple[list[float] | None, str | None]:
     """Times and unit of a 4D NIfTI, in its own unit."""
-    unit = _TIME_UNITS.get(header.get_xyzt_units()[1])
+    try:
+        unit = _TIME_UNITS.get(header.get_xyzt_units()[1])
+    except KeyError:  # a code that NIfTI has no unit for
+        unit = None
     # The shortest decimal that is this float32: 0.1, rather than 0.10000000149.
     step, start = (float(str(np.float32(value))) for value in (header.get_zooms()[3], header["toffset"]))
     return _ramp(start, step, count), unit

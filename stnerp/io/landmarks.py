@@ -14,6 +14,7 @@ from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.image import check_writable
 
+_FARTHEST_MM = 1e6  # a coordinate is no anatomy's beyond that
 _Line = tuple[int, str]  # line number from 1, and what stands there
 
 
@@ -39,7 +40,7 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
         InputError: an empty file, a line that isn't a point (its number is named), another number of
             points than the file states, or an `index` file without `grid`.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise MissingFileError(f"{path}: no such landmark file; check the path")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -80,7 +81,7 @@ def write_landmarks(points_mm: np.ndarray, path: str | os.PathLike[str], overwri
 
 def _elastix(path: str | os.PathLike[str], lines: Sequence[_Line], grid: Grid | None) -> np.ndarray:
     kind = lines[0][1].lower()
-    if len(lines) < 2 or not lines[1][1].isdigit():
+    if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[1][1]):
         raise InputError(f"{path}: the line after '{kind}' must be the number of points")
     stated = int(lines[1][1])
     points = np.array([_point(path, line, line[1].split()) for line in lines[2:]]).reshape(-1, 3)
@@ -104,7 +105,7 @@ def _slicer(path: str | os.PathLike[str], comments: Sequence[str], lines: Sequen
     where = [columns.index(axis) for axis in "xyz"]
     points = []
     for number, text in lines:
-        fields = next(csv.reader([text]))
+        fields = _split(text, ",")
         picked = [fields[i] for i in where] if len(fields) > max(where) else fields
         points.append(_point(path, (number, text), picked))
     return np.array(points) * ([1, 1, 1] if system in ("1", "LPS") else [-1, -1, 1])
@@ -135,7 +136,15 @@ def _fields(text: str) -> list[str]:
     separator = next((s for s in ";\t," if s in text), None)
     if separator is None:
         return text.split()
-    return [field.strip() for field in next(csv.reader([text], delimiter=separator))]
+    return [field.strip() for field in _split(text, separator)]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Fields of a line of CSV; of one that is none, the line itself."""
+    try:
+        return next(csv.reader([text], delimiter=separator))
+    except csv.Error:  # a field of more than 131072 characters, a NUL for Python 3.10
+        return [text]
 
 
 def _columns_by_name(path: str | os.PathLike[str], names: Sequence[str]) -> list[int]:
@@ -165,8 +174,9 @@ def _columns_without_names(path: str | os.PathLike[str], first: Sequence[str]) -
 
 def _point(path: str | os.PathLike[str], line: _Line, fields: Sequence[str]) -> list[float]:
     number, text = line
-    if len(fields) != 3 or not all(_is_number(field) for field in fields):
-        raise InputError(f"{path}, line {number}: '{text[:60]}' is not a point; expected three numbers x, y, z")
+    if len(fields) != 3 or not all(_is_number(field) and abs(float(field)) < _FARTHEST_MM for field in fields):
+        shown = "".join(c if c.isprintable() else " " for c in text[:60])
+        raise InputError(f"{path}, line {number}: '{shown}' is not a point; expected three numbers x, y, z")
     return [float(field) for field in fields]
 
 

@@ -75,7 +75,14 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[ManifestPatient, ...]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain values only, and no key twice: YAML would take the last without a word."""
+    """Plain values only, no references, which could stand for any amount of them, and no key twice: YAML would
+    take the last without a word."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "a reference (*name); write the values out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [str(key.value) for key, _ in node.value]
@@ -86,11 +93,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _load(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingFileError(f"{path}: no such manifest; check the path")
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date, 5000 digits
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "not readable as text"
@@ -156,6 +163,6 @@ def _file(value: Any, path: Path, key: str) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{path}: {key}: {value!r} must be a file's name")
     found = path.parent / value
-    if not found.exists() and not (glob.has_magic(value) and glob.glob(str(found))):
+    if not os.path.exists(found) and not ("\0" not in value and glob.has_magic(value) and glob.glob(str(found))):
         raise MissingFileError(f"{path}: {key}: no such file or folder, {found}; check the name")
     return str(found)

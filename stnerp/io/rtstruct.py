@@ -12,7 +12,8 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,7 @@ _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 # What is read of a file to know what is in it: everything but the contours.
 _CONTENTS = ("SOPClassUID", "Modality", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence")
 _KINDS = (RTStructureSetStorage, "RTSTRUCT")
+_FARTHEST_MM = 1e6  # a coordinate is no anatomy's beyond that
 _DECIMALS = 4  # of written coordinates in mm
 _IN_SLICE = 0.1  # of the slices' distance: how far from a slice a contour may lie that is written for it
 # What a file says about patient and study comes from the scan that the contours belong to.
@@ -139,6 +141,11 @@ def plain_name(name: str) -> str:
     return "".join(name.split()).casefold()
 
 
+def shown(name: str) -> str:
+    """A name for messages, on one line whatever was typed."""
+    return "".join(character if character.isprintable() else " " for character in name)
+
+
 def one_roi(found: Sequence[Roi], wanted: str | int, structures: StructureSet) -> Roi:
     """The only ROI among those found, or the only one that is drawn.
 
@@ -147,10 +154,10 @@ def one_roi(found: Sequence[Roi], wanted: str | int, structures: StructureSet) -
     """
     drawn = [roi for roi in found if roi.contours]
     if len(drawn) > 1:
-        listed = ", ".join(f"{roi.number} '{roi.name}'" for roi in drawn)
+        listed = ", ".join(f"{roi.number} '{shown(roi.name)}'" for roi in drawn)
         raise InputError(f"{structures.path}: {wanted!r} fits several ROIs ({listed}); ask by number")
     if not found:
-        listed = ", ".join(roi.name for roi in structures.rois) or "none"
+        listed = ", ".join(shown(roi.name) for roi in structures.rois) or "none"
         raise InputError(f"{structures.path}: no ROI {wanted!r}; there are: {listed}")
     return (drawn or list(found))[0]
 
@@ -167,8 +174,7 @@ def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
         MissingFileError: no such file.
         InputError: not an RTSTRUCT, or contours that are no points x, y, z.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of odd values in tags that aren't used here
+    with _one_error(path):
         dataset = _read(path)
         frame_uid, series_uids, _ = _references(dataset)
         rois = _rois(dataset, str(path))
@@ -185,8 +191,7 @@ def rtstruct_contents(path: str | os.PathLike[str]) -> StructureFile:
         MissingFileError: no such file.
         InputError: not an RTSTRUCT.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _one_error(path):
         dataset = _read(path, _CONTENTS)
         names = tuple(_text(item, "ROIName") for item in _items(dataset, "StructureSetROISequence"))
         frame_uid, series_uids, image_uids = _references(dataset)
@@ -200,13 +205,15 @@ def roi_mask(roi: Roi, grid: Grid) -> sitk.Image:
         InputError: the ROI isn't drawn, isn't planar, or covers no voxel of the grid.
     """
     if not roi.contours:
-        raise InputError(f"ROI '{roi.name}': has no closed contours; leave it out")
+        raise InputError(f"ROI '{shown(roi.name)}': has no closed contours; leave it out")
     try:
         inside = contour_mask(roi.contours, grid, roi.thickness_mm)
     except InputError as error:
-        raise InputError(f"ROI '{roi.name}': {error}") from None
+        raise InputError(f"ROI '{shown(roi.name)}': {error}") from None
     if not inside.any():
-        raise InputError(f"ROI '{roi.name}': covers no voxel of the image; is it of another patient or scan?")
+        raise InputError(
+            f"ROI '{shown(roi.name)}': covers no voxel of the image; is it of another patient or scan?"
+        )
     return grid.image(inside.astype(np.uint8))
 
 
@@ -266,8 +273,21 @@ def carried_rois(
     return carried
 
 
+@contextmanager
+def _one_error(path: str | os.PathLike[str]) -> Iterator[None]:
+    """pydicom reads sequences when they are asked for, and then finds what is wrong with them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values in tags that aren't used here
+            yield
+    except InputError:
+        raise
+    except Exception:  # of any kind, from a file of any kind
+        raise InputError(f"{path}: is a damaged RT Structure Set; copy or export it again") from None
+
+
 def _read(path: str | os.PathLike[str], keywords: Sequence[str] | None = None) -> Dataset:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise MissingFileError(f"{path}: no such file; check the path")
     dataset = read_tags(path, None if keywords is None else [int(Tag(keyword)) for keyword in keywords])
     if dataset is None or (dataset.get("SOPClassUID") or dataset.get("Modality")) not in _KINDS:
@@ -351,7 +371,7 @@ def _points(contour: Dataset, number: int, path: str) -> np.ndarray:
         points = np.array([number for number in numbers if number != b""], dtype=np.float64).reshape(-1, 3)
     except (TypeError, ValueError):
         points = np.full((1, 3), np.nan)
-    if not np.isfinite(points).all():
+    if not (np.abs(points) < _FARTHEST_MM).all():  # NaN included
         raise InputError(f"{path}: ROI {number}: a contour is no list of points x, y, z; export it again")
     return points
 
