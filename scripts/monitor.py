@@ -7,6 +7,7 @@ surface, density. Writes into the run directory, monitor/: <roi>.csv, its column
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import hydra
@@ -31,7 +32,7 @@ def main(config: DictConfig) -> None:
             value_of(config, setting, kind)
         path, folder = Path(str(config.roi)), out / "monitor"
         name = roi_name(path)
-        check_free(folder, [f"{name}.*"], config.overwrite)
+        check_free(folder, [f"{glob.escape(name)}.*"], config.overwrite)
         roi = read_labels(path)
         model = STNeRP.load(out / "model.pt")
         times = list(model.times) if config.times is None else times_of(config)

@@ -8,6 +8,7 @@ propagate_roi.log.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import hydra
@@ -34,7 +35,10 @@ def main(config: DictConfig) -> None:
         times = times_of(config)
         path, folder = Path(str(config.roi)), out / "roi"
         name = roi_name(path)
-        check_free(folder, [f"{name}_curve.*", *(f"{name}_t{time_name(t)}.*" for t in times)], config.overwrite)
+        literal = glob.escape(name)
+        check_free(
+            folder, [f"{literal}_curve.*", *(f"{literal}_t{time_name(t)}.*" for t in times)], config.overwrite
+        )
         roi = read_labels(path)
         model = STNeRP.load(out / "model.pt")
         check_roi(roi, model.grid, str(path))

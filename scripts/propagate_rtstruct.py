@@ -8,6 +8,7 @@ Neither the log, the table nor the picture says who the patient is or, unless na
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -39,7 +40,7 @@ def main(config: DictConfig) -> None:
             value_of(config, setting, bool)
         t = time_of(config)
         folder, stem = out / "rtstruct", f"t{time_name(t)}"
-        check_free(folder, [f"{stem}.*"], config.overwrite)
+        check_free(folder, [f"{glob.escape(stem)}.*"], config.overwrite)
         structures, target = read_rtstruct(str(config.rtstruct)), one_series(str(config.target), "target")
         if config.same_patient and structures.patient_id != target.patient_id:
             raise InputError(

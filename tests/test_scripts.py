@@ -209,6 +209,16 @@ def test_propagate_roi_refuses(fitted: Path, patient: Path, capsys: pytest.Captu
     assert not list((fitted / "roi").glob("far*"))
 
 
+def test_a_name_with_brackets_is_not_replaced_either(
+    fitted: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roi = tmp_path / "gtv[1].nii.gz"  # as a pattern, this would be gtv1
+    roi.write_bytes((patient / "heart.nii.gz").read_bytes())
+    arguments = [f"out={fitted}", f"roi='{roi}'", "times=[5]", "curve_points=2"]
+    run("propagate_roi", *arguments)
+    assert "gtv[1]_" in refused(capsys, "propagate_roi", *arguments)
+
+
 def test_eval_interpolation_holds_images_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("eval_interpolation", f"out={tmp_path}", "experiment=demo", *TINY_PHANTOM[1:], "held_out=[2]", *QUICK)
     printed = capsys.readouterr().out
