@@ -313,9 +313,9 @@ def test_an_ignored_signal_stays_ignored(series: Series, tmp_path: Path) -> None
 # -- a disk that is full
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Files can't grow beyond 4 kB, as if the disk were full."""
+    """Files can't grow beyond 4 kB, as if the disk were full. No fixture: pytest may write to a file itself."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -326,17 +326,17 @@ def full_disk() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_and_the_fit_goes_on(
     series: Series, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "stnerp")
-    net = fit_reference(series, checkpoint=tmp_path / "fit.ckpt", checkpoint_seconds=0, **REF_NET)
+    with full_disk():
+        net = fit_reference(series, checkpoint=tmp_path / "fit.ckpt", checkpoint_seconds=0, **REF_NET)
     assert bits(net.to_dict()) == bits(fit_reference(series, **REF_NET).to_dict())
     assert "fit.ckpt: can't be written" in caplog.text
     assert "The fit goes on" in caplog.text
     assert list(tmp_path.iterdir()) == []  # no half of one
-    with pytest.raises(InputError, match=r"net\.pt: can't be written \(.*full"):
+    with full_disk(), pytest.raises(InputError, match=r"net\.pt: can't be written \(.*full"):
         net.save(tmp_path / "net.pt")
 
 
