@@ -1,6 +1,7 @@
 # make demo | test | test-slow | lint | docs | presets | bench | clean
 # A bare machine with Python 3.10 or newer is enough; everything is installed into .venv (bench: .venv-bench).
 PYTHON ?= python3
+TESTS ?=  # of pytest: make test TESTS="-k warp"
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
@@ -12,7 +13,10 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
 
 test: lint system docs
-	$(BIN)/python -m pytest -q -m "not slow"
+	# In two halves side by side, each on a core.
+	@$(BIN)/python -m pytest -q -m "not slow" $(TESTS) tests/test_[a-f]*.py & first=$$!; \
+	$(BIN)/python -m pytest -q -m "not slow" $(TESTS) tests/test_[g-z]*.py; second=$$?; \
+	wait $$first && exit $$second
 
 # A browser for the report's tests, and a validator of DICOM files. Where they can't be had, those tests are skipped.
 system:
