@@ -157,3 +157,10 @@ def test_no_view_outlives_its_image() -> None:
     for folder in ("stnerp", "scripts", "benchmarks", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not borrowed_from_nobody(path.read_text(encoding="utf-8")), path
+
+
+def test_files_take_their_place_in_one_way() -> None:
+    # A writer of its own would forget the disk, what killed processes left, or the user's one line.
+    for name, path in FILES.items():
+        text = path.read_text(encoding="utf-8")
+        assert ("os.replace(" in text) == (name == "stnerp.atomic"), name

@@ -16,17 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stnerp.baselines.cascade import (
-    Scans,
-    Training,
-    convolution,
-    registered,
-    starting_at_zero,
-    trained,
-    trained_on_cohort,
-)
+from stnerp.baselines.cascade import Training, convolution, register, starting_at_zero
 from stnerp.baselines.pair import Align, PairRegistration
-from stnerp.device import device_of
 from stnerp.errors import InputError
 from stnerp.geometry import Triple
 from stnerp.losses import JACOBIAN_LIMITS, gradient, jacobian_determinant, volume_change
@@ -73,16 +64,22 @@ def anatomy_cnn(
         FitError: no overlap to align, or a loss that is not a number.
     """
     how = Training(tuple(spacings_mm), tuple(iterations), learning_rate, simulated, motion_mm, seed)
-    where = device_of(device)
     if (reference_mask is None) != (target_mask is None):
         raise InputError("reference_mask, target_mask: give both or neither")
     masks = None if target_mask is None or reference_mask is None else [target_mask, reference_mask]
-    scans = Scans.of([target, reference], masks, window, align, how.spacings_mm, where)
-    if cohort is None:
-        cascade = trained(UNet, [scans], loss, how, "anatomy CNN", progress, pairs=[(0, 1)])
-    else:
-        cascade = trained_on_cohort(UNet, cohort, window, align, loss, how, "anatomy CNN", where, progress)
-    return registered(cascade, scans, target)
+    return register(
+        UNet,
+        loss,
+        "anatomy CNN",
+        [target, reference],
+        masks,
+        window=window,
+        cohort=cohort,
+        align=align,
+        how=how,
+        device=device,
+        progress=progress,
+    )
 
 
 # -- what it is trained by

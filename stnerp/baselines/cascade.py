@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from stnerp.alignment import affine_between
 from stnerp.baselines.pair import Align, PairRegistration, check_align, in_window, registration_of
+from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.io.image import read_image, read_labels
@@ -269,6 +270,33 @@ def simulated_motion(grid: Grid, motion_mm: float, draw: torch.Generator) -> tor
     half = torch.tensor(knots.half_extent_mm, dtype=torch.float32)[:, None, None, None]
     size_mm = motion_mm * torch.rand((), generator=draw)
     return size_mm * torch.randn(1, 3, *knots.shape, generator=draw) / half
+
+
+def register(
+    network: Callable[[], nn.Module],
+    loss: Loss,
+    name: str,
+    images: Sequence[sitk.Image],
+    masks: Sequence[sitk.Image] | None = None,
+    *,
+    window: Window,
+    cohort: str | None,
+    align: Align,
+    how: Training,
+    device: str | torch.device,
+    progress: bool,
+) -> PairRegistration:
+    """Register a pair, its target and its reference, by a cascade trained on it, or on a cohort.
+
+    Arguments and errors are those of `dlir` and `anatomy_cnn`, and of `trained`.
+    """
+    where = device_of(device)
+    scans = Scans.of(images, masks, window, align, how.spacings_mm, where)
+    if cohort is None:
+        cascade = trained(network, [scans], loss, how, name, progress, pairs=[(0, 1)])
+    else:
+        cascade = trained_on_cohort(network, cohort, window, align, loss, how, name, where, progress)
+    return registered(cascade, scans, images[0])
 
 
 def registered(cascade: Cascade, scans: Scans, target: sitk.Image) -> PairRegistration:

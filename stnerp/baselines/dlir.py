@@ -18,17 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stnerp.baselines.cascade import (
-    Scans,
-    Training,
-    convolution,
-    registered,
-    starting_at_zero,
-    trained,
-    trained_on_cohort,
-)
+from stnerp.baselines.cascade import Training, convolution, register, starting_at_zero
 from stnerp.baselines.pair import Align, PairRegistration
-from stnerp.device import device_of
 from stnerp.geometry import Triple
 from stnerp.losses import LocalNCC, bending
 from stnerp.warp import Shape
@@ -70,13 +61,18 @@ def dlir(
         FitError: no overlap to align, or a loss that is not a number.
     """
     how = Training(tuple(spacings_mm), tuple(iterations), learning_rate, simulated, motion_mm, seed)
-    where = device_of(device)
-    scans = Scans.of([target, reference], None, window, align, how.spacings_mm, where)
-    if cohort is None:
-        cascade = trained(ConvNet, [scans], loss, how, "DLIR", progress, pairs=[(0, 1)])
-    else:
-        cascade = trained_on_cohort(ConvNet, cohort, window, align, loss, how, "DLIR", where, progress)
-    return registered(cascade, scans, target)
+    return register(
+        ConvNet,
+        loss,
+        "DLIR",
+        [target, reference],
+        window=window,
+        cohort=cohort,
+        align=align,
+        how=how,
+        device=device,
+        progress=progress,
+    )
 
 
 def loss(fixed: torch.Tensor, moved: torch.Tensor, u_mm: torch.Tensor, spacing_mm: Triple) -> torch.Tensor:

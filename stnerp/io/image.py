@@ -18,6 +18,7 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import check_dicom_file, memory_bytes, read_dicom_folder, read_dicom_series, reason
@@ -178,18 +179,14 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str], overwrite: bool
         InputError: the file exists and `overwrite` is false, or another format is asked for.
     """
     path = Path(path)
-    suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
-    if suffix is None:
+    if not path.name.lower().endswith(_SUFFIXES):
         raise InputError(f"{path}: the file name must end in one of {', '.join(_SUFFIXES)}")
     check_writable(path, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    try:
-        sitk.WriteImage(image, str(partial), useCompression=True)
-        os.replace(partial, path)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: can't be written: {reason(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        try:
+            sitk.WriteImage(image, str(partial), useCompression=True)
+        except RuntimeError as error:
+            raise InputError(f"{path}: can't be written: {reason(error)}") from None
 
 
 def check_writable(path: Path, overwrite: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.image import check_writable
@@ -71,12 +72,8 @@ def write_landmarks(points_mm: np.ndarray, path: str | os.PathLike[str], overwri
     path = Path(path)
     check_writable(path, overwrite)
     rows = ["x_mm,y_mm,z_mm", *(",".join(map(repr, point)) for point in points_mm.tolist())]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _elastix(path: str | os.PathLike[str], lines: Sequence[_Line], grid: Grid | None) -> np.ndarray:

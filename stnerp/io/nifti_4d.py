@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.image import check_writable
@@ -68,18 +69,12 @@ def write_nifti_4d(
     beside = _beside(path)
     check_writable(path, overwrite)
     check_writable(beside, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    try:
+    with replacing(path) as partial:
         with _opened(partial, suffix) as file:
             even = _write(file, volumes, values, np.dtype(dtype), time_unit)
         beside.unlink(missing_ok=True)  # of the file that is replaced
         if not even:
             beside.write_text(json.dumps({"times": values, "time_unit": time_unit}), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def nifti_times(path: str | os.PathLike[str]) -> list[float] | None:

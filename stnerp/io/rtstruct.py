@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
+from stnerp.atomic import replacing
 from stnerp.contours import Solid, carried_contours, contour_mask, keyholes, mask_contours, plane_distance_mm
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
@@ -484,12 +485,8 @@ def write_structures(
     dataset = _structure_set(series, title, description, source_uid)
     for i, roi in enumerate(rois):
         _add_roi(dataset, series, grid, roi if roi.color else replace(roi, color=_COLORS[i % len(_COLORS)]))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         dataset.save_as(partial, enforce_file_format=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_name(number: int, name: str) -> None:

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.alignment import affine_at
+from stnerp.atomic import replacing
 from stnerp.baselines.pair import registration_of
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid, apply_affine
@@ -179,7 +180,12 @@ def write_transform(
             transform: sitk.Transform = composite_transform(model, t, grid, inverse=inverse)
         else:
             transform = _field(displacement_field(model, t, grid, inverse=inverse))
-        return _replace(path, lambda partial: sitk.WriteTransform(transform, str(partial)))
+        with replacing(path) as partial:
+            try:
+                sitk.WriteTransform(transform, str(partial))
+            except RuntimeError as error:
+                raise InputError(f"{path}: can't be written: {reason(error)}") from None
+        return path
     direction = "reference -> target" if inverse else "target -> reference"
     return _write_field(
         displacement_field(model, t, grid, inverse=inverse), f"{direction}, LPS mm, t = {t:g}", path, overwrite
@@ -218,7 +224,9 @@ def write_transformix(
     check_writable(path, overwrite)
     parameters = transformix_parameters(field, outside)
     lines = [f"({name} {' '.join(map(_quoted, values))})\n" for name, values in parameters.items()]
-    return _replace(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+    with replacing(path) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def _map(model: STNeRP, t: float, inverse: bool) -> Callable[[np.ndarray], np.ndarray]:
@@ -266,19 +274,6 @@ def _write_field(field: sitk.Image, note: str, path: Path, overwrite: bool) -> P
     single = sitk.Cast(field, sitk.sitkVectorFloat32)  # 1e-5 mm of 100 mm
     single.SetMetaData(_NOTE, note)
     write_image(single, path, overwrite)
-    return path
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write another file first, so that an interrupted run leaves no broken one behind."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: can't be written: {reason(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
