@@ -2,6 +2,7 @@
 # A bare machine with Python 3.10 or newer is enough; everything is installed into .venv (bench: .venv-bench).
 PYTHON ?= python3
 TESTS ?=  # of pytest: make test TESTS="-k warp"
+WORKERS ?= 2  # processes that tests run in, one core each
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
@@ -13,10 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/eval_interpolation.py experiment=demo overwrite=true
 
 test: lint system docs
-	# In two halves side by side, each on a core.
-	@$(BIN)/python -m pytest -q -m "not slow" $(TESTS) tests/test_[a-f]*.py & first=$$!; \
-	$(BIN)/python -m pytest -q -m "not slow" $(TESTS) tests/test_[g-z]*.py; second=$$?; \
-	wait $$first && exit $$second
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # A browser for the report's tests, and a validator of DICOM files. Where they can't be had, those tests are skipped.
 system:

@@ -158,7 +158,7 @@ def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: b
         rows.append(
             {
                 "roi": before.number,
-                **({"name": cell(before.name)} if names else {}),
+                **({"name": shown(before.name)} if names else {}),
                 "type": before.interpreted_type,
                 "slices": len(slices),
                 "volume_reference_ml": there[0],
@@ -167,12 +167,6 @@ def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: b
             }
         )
     return rows
-
-
-def cell(name: str) -> str:
-    """A name as text on one line, whatever was typed: no spreadsheet is to take it for a formula."""
-    line = shown(name)
-    return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line
 
 
 def _volume_and_centroid(roi: Roi, thickness_mm: float) -> tuple[float, np.ndarray]:

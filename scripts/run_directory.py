@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,9 @@ def launch(main: Callable[[], None]) -> None:
     one line and exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     with _one_line_errors():
+        for argument in sys.argv[1:]:
+            if number := re.search(r"\d{1000,}", argument):  # Python's limit ends Hydra's parser with a traceback
+                raise InputError(f"{argument[:30]}...: a number of {len(number[0])} digits; give fewer than 1000")
         main()
 
 

@@ -356,7 +356,8 @@ def bgr(displacement_mm: np.ndarray, scale_mm: float) -> np.ndarray:
 def write_csv(path: str | Path, rows: Sequence[Row]) -> Path:
     """Rows as CSV (UTF-8): columns in the order they first appear, floats with six significant digits.
 
-    A value that a row lacks, or None, is an empty cell.
+    A value that a row lacks, or None, is an empty cell. Text that a spreadsheet would run as a formula (a region
+    named `=cmd()`, say) gets a `'` before it.
 
     Returns:
         The path written.
@@ -371,8 +372,8 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> Path:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if columns:
-                writer.writerow(columns)
-            writer.writerows([_text(row.get(column), 6) for column in columns] for row in rows)
+                writer.writerow(map(_inert, columns))
+            writer.writerows([_inert(_text(row.get(column), 6)) for column in columns] for row in rows)
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); choose another place") from error
     return path
@@ -471,6 +472,8 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+            text.set_parse_math(False)  # a name with two `$` in it is no formula
         figure.savefig(path)
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); choose another place") from error
@@ -575,6 +578,17 @@ def _numeric(rows: Sequence[Row], column: str) -> bool:
     """Whether a column holds nothing but numbers."""
     values = [row[column] for row in rows if row.get(column) is not None]
     return bool(values) and all(_is_number(value) for value in values)
+
+
+def _inert(cell: str) -> str:
+    """A cell of a table that no spreadsheet takes for a formula (OWASP, CSV injection); numbers stay."""
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _text(value: object, digits: int) -> str:

@@ -348,6 +348,22 @@ def test_csv_reads_back(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1 mm", "-A1", "@SUM(A1)", "\t=1+1", "'=1+1"])
+def test_csv_holds_no_formula(name, tmp_path):
+    """Names of regions and patients come from files; a spreadsheet would run them. Numbers stay numbers."""
+    path = report.write_csv(tmp_path / "rows.csv", [{name: name, "mm": -1.5, "days": "-3", "tre": float("-inf")}])
+    with path.open(newline="", encoding="utf-8") as file:
+        head, cells = csv.reader(file)
+    assert head[0] == cells[0] == "'" + name.removeprefix("'")
+    assert cells[1:] == ["-1.5", "-3", "-inf"]
+
+
+def test_names_in_pictures_are_no_formulas(tmp_path):
+    figure = report.new_figure((2, 1))
+    figure.text(0.5, 0.5, "$\\frac$")  # as mathematics: ValueError
+    report.save_figure(figure, tmp_path / "a.png")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
