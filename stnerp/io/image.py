@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_images(path: str | os.PathLike[str]) -> tuple[list[sitk.Image], list[fl
     if len(images) == 1:
         return images, None, None
     if str(path).lower().endswith(_NIFTI_SUFFIXES):
-        return images, *_nifti_times(nibabel.load(path).header, len(images))
+        return images, *_nifti_times(_nibabel_image(path).header, len(images))
     header = _read_header(path)
     return images, _ramp(header.GetOrigin()[3], header.GetSpacing()[3], len(images)), None
 
@@ -251,9 +252,13 @@ def _is_misread(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> b
 
 def _nifti_voxels(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> sitk.Image:
     """The image where ITK's header has it, with the voxels as nibabel reads them."""
-    voxels = np.asanyarray(nibabel.load(path).dataobj)
-    if voxels.size != math.prod(reader.GetSize()):
+    data = _nibabel_image(path).dataobj
+    if min(data.shape) < 1 or math.prod(data.shape) != math.prod(reader.GetSize()):
         raise InputError(f"{path}: its header can be read in two ways; export it again")
+    try:
+        voxels = np.asanyarray(data)
+    except (ValueError, OverflowError) as error:
+        raise _unreadable(path, error) from None
     array = _voxels(voxels.reshape(reader.GetSize(), order="F").T)
     image = sitk.GetImageFromArray(array, isVector=False)
     image.SetSpacing(reader.GetSpacing())
@@ -286,7 +291,7 @@ def _most_bytes(path: str | os.PathLike[str]) -> float:
     if named and named[1].strip().upper() != b"LOCAL":
         data = data.parent / os.fsdecode(named[1].strip())
     elif str(path).lower().endswith((".hdr", ".img")):
-        return math.inf  # a pair, which `_check_complete` knows
+        data = data.with_suffix(".img")
     if b"\0" in bytes(data) or not os.path.isfile(data):
         return math.inf
     return os.path.getsize(data) * (1 if _RAW.search(head) else _MOST_EXPANSION)
@@ -304,7 +309,11 @@ def _check_nrrd(path: str | os.PathLike[str]) -> None:
 def _check_metaimage(path: str | os.PathLike[str]) -> None:
     """Refuse a header whose numbers don't belong together: the library by which ITK reads it crashes on some."""
     with open(path, "rb") as file:
-        head = re.split(rb"^ElementDataFile", file.read(_HEADER_BYTES), maxsplit=1, flags=re.MULTILINE)[0]
+        content = file.read(_HEADER_BYTES)
+    named = _DATA_FILE.search(content)
+    if named and b"%" in re.sub(rb"%\d*d", b"", named[1], count=1):  # a pattern of file names, given to printf
+        raise InputError(f"{path}: its ElementDataFile is no name of a file; export it again")
+    head = re.split(rb"^ElementDataFile", content, maxsplit=1, flags=re.MULTILINE)[0]
     fields = {key.decode(): value.split() for key, value in _FIELD.findall(head)}
     dimension = fields.get("NDims", [])
     n = int(dimension[0]) if dimension in ([b"2"], [b"3"], [b"4"]) else 0
@@ -327,6 +336,9 @@ def _check_deflated(path: str | os.PathLike[str]) -> None:
         return
     local = named[1].strip().upper() == b"LOCAL"
     data = path if local else Path(path).parent / os.fsdecode(named[1].strip())
+    told = re.search(rb"^CompressedDataSize[ \t]*=[ \t]*(\d+)", head, re.MULTILINE)
+    if told and os.path.isfile(data) and float(told[1]) > os.path.getsize(data):  # ITK would ask for that memory
+        raise InputError(f"{path}: its CompressedDataSize is more than there is; copy or export it again")
     try:
         with open(data, "rb") as file:
             file.seek(head.index(b"\n", named.start()) + 1 if local else 0)
@@ -369,7 +381,7 @@ def _check_geometry(image: sitk.Image | sitk.ImageFileReader, name: str) -> None
 def _check_complete(path: str | os.PathLike[str]) -> None:
     """ITK fills what is missing from a NIfTI cut short with zeros, without a word."""
     try:
-        image = nibabel.load(path)
+        image = _nibabel_image(path)
         voxels, data = image.dataobj, image.file_map["image"].filename
         expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
         with open(data, "rb") as file:
@@ -385,6 +397,13 @@ def _check_complete(path: str | os.PathLike[str]) -> None:
         raise _unreadable(path, error) from None
     if not complete:
         raise InputError(f"{path}: is cut short, its last voxels are missing; copy or export it again")
+
+
+def _nibabel_image(path: str | os.PathLike[str]) -> Any:
+    """Its header, as nibabel reads it. What it warns of (its idea of where the image lies) isn't used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nibabel.load(path)
 
 
 def _decompressed_size(path: str | os.PathLike[str], enough: int) -> int:
