@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from conftest import optional
 from torch import nn
 
 from stnerp import InputError, Series, STNeRP, html_report, load_series
@@ -319,7 +320,7 @@ def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("needs Chromium and its driver (Debian, Ubuntu: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'stnerp[dev]'")
+    webdriver = optional("selenium.webdriver", "dev")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in (
@@ -684,7 +685,7 @@ def test_a_name_does_no_harm(shown: Any) -> None:
         assert EVIL in texts, selector
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 800), (1920, 1080)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 800), (1920, 1080), (1280, 1600)])
 def test_fits_the_window(shown: Any, width: int, height: int) -> None:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -698,6 +699,11 @@ def test_fits_the_window(shown: Any, width: int, height: int) -> None:
         assert 0 <= left < right <= width
         if width > 1000 and selector != ".controls":
             assert bottom <= height, selector
+    # No part lies over another: every one's right end and the next one's left.
+    for one, next_one in ((".axial .stage", ".graph"), (".coronal .stage", ".sagittal .stage")):
+        if width > 1000:
+            assert shown.execute_script(box, one)[1] <= shown.execute_script(box, next_one)[0], one
+            assert shown.execute_script(box, next_one)[1] <= shown.execute_script(box, ".controls")[0], next_one
     shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"width": 1280, "height": 800})
     shown.execute_script("layOut()")
 
@@ -749,6 +755,7 @@ preset: {{def_net: {{levels: [[8, 8, 60]], width: 128}}}}
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> Any:
     """scripts/report.py as from the command line."""
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("report")
 

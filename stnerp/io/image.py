@@ -293,6 +293,8 @@ def _most_bytes(path: str | os.PathLike[str]) -> float:
     elif str(path).lower().endswith((".hdr", ".img")):
         data = data.with_suffix(".img")
     if b"\0" in bytes(data) or not os.path.isfile(data):
+        if named and not named[1].strip().upper().startswith(b"LIST") and b"%" not in named[1]:
+            raise MissingFileError(f"{path}: the file of its voxels, which it names, isn't there; copy it too")
         return math.inf
     return os.path.getsize(data) * (1 if _RAW.search(head) else _MOST_EXPANSION)
 
@@ -403,7 +405,10 @@ def _nibabel_image(path: str | os.PathLike[str]) -> Any:
     """Its header, as nibabel reads it. What it warns of (its idea of where the image lies) isn't used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nibabel.load(path)
+        try:
+            return nibabel.load(path)
+        except MemoryError:  # for an extension of the header that speaks of gigabytes
+            raise InputError(f"{path}: its header is damaged; copy or export it again") from None
 
 
 def _decompressed_size(path: str | os.PathLike[str], enough: int) -> int:

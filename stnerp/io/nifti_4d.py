@@ -95,7 +95,7 @@ def nifti_times(path: str | os.PathLike[str]) -> list[float] | None:
         return None
     try:
         return [float(t) for t in json.loads(beside.read_text(encoding="utf-8"))["times"]]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         raise InputError(f"{beside}: holds no list of times; remove it, or write the series again") from None
 
 

@@ -249,7 +249,7 @@ function layOut() {
     const { plane, stage, overlay } = pane;
     const own = narrow ? Math.min(wide / mm(plane.across), (0.8 * innerHeight) / mm(plane.down)) : scale;
     const width = Math.round(own * mm(plane.across)), height = Math.round(own * mm(plane.down));
-    stage.style.width = `${width}px`;
+    stage.parentElement.style.width = `${width}px`;  // the caption's too: it makes no column wider
     stage.style.height = `${height}px`;
     pane.dot = devicePixelRatio || 1;
     overlay.width = Math.round(width * pane.dot);
