@@ -257,8 +257,8 @@ def _nifti_voxels(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) ->
         raise InputError(f"{path}: its header can be read in two ways; export it again")
     try:
         voxels = np.asanyarray(data)
-    except (ValueError, OverflowError) as error:
-        raise _unreadable(path, error) from None
+    except (ValueError, OverflowError):
+        raise InputError(f"{path}: its header is damaged; copy or export it again") from None
     array = _voxels(voxels.reshape(reader.GetSize(), order="F").T)
     image = sitk.GetImageFromArray(array, isVector=False)
     image.SetSpacing(reader.GetSpacing())
@@ -296,7 +296,8 @@ def _most_bytes(path: str | os.PathLike[str]) -> float:
         if named and not named[1].strip().upper().startswith(b"LIST") and b"%" not in named[1]:
             raise MissingFileError(f"{path}: the file of its voxels, which it names, isn't there; copy it too")
         return math.inf
-    return os.path.getsize(data) * (1 if _RAW.search(head) else _MOST_EXPANSION)
+    raw = _RAW.search(head) or data.suffix.lower() in (".nii", ".img")
+    return os.path.getsize(data) * (1 if raw else _MOST_EXPANSION)
 
 
 def _check_nrrd(path: str | os.PathLike[str]) -> None:
@@ -397,6 +398,8 @@ def _check_complete(path: str | os.PathLike[str]) -> None:
             complete = os.path.getsize(data) >= expected
     except (OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, ValueError, OverflowError) as error:
         raise _unreadable(path, error) from None
+    if min(voxels.shape, default=0) < 1:
+        raise InputError(f"{path}: its header is damaged; copy or export it again")
     if not complete:
         raise InputError(f"{path}: is cut short, its last voxels are missing; copy or export it again")
 
