@@ -28,15 +28,14 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 import yaml
 from cohort_job import write
 from cohort_table import DONE, RUNNING, cells, read_job, row_of, status_of, write_summary, write_tensorboard
+from configuration import DictConfig, hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig
 from run_directory import CONFIGS, launch, logger, plain, run_directory, value_of, write_config, wrote
 
 from stnerp import InputError, MissingDependencyError, MissingFileError

@@ -14,8 +14,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, OmegaConf
 from four_d_lung_data import PATIENT, stand_in_landmarks, write_stand_in
-from omegaconf import DictConfig, OmegaConf
 
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple

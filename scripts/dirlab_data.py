@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from configuration import DictConfig, OmegaConf
 
 from stnerp import Grid, InputError
 from stnerp.io.dirlab import (

@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
+from configuration import DictConfig, hydra
 from leave_out import evaluate
-from omegaconf import DictConfig
 from published import TABLE_1
 from results import Record
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote

@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
 from answers import jacobian_by_slabs
+from configuration import DictConfig, hydra
 from dirlab_data import case_of, section_of
 from dirlab_table import sorted_records, write_tables
-from omegaconf import DictConfig
 from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
 from results import Record, check_common, check_methods, recorded

@@ -3,7 +3,7 @@
 Leave images out, fit to the rest, and predict them; beside it what needs no registration: the nearest image
 and the blend of the two neighbours. Writes into the run directory: config.yaml, ref_net.pt, model.pt,
 metrics.csv (each image), summary.csv and summary.md (means), def_net_history.csv, pictures/,
-eval_interpolation.log.
+eval_interpolation.log. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
-from omegaconf import DictConfig, OmegaConf
 from run_directory import (
     CONFIGS,
     launch,
@@ -48,13 +47,14 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
+CHECKPOINTS = (".ref_net.ckpt", ".def_net.ckpt")  # while the run is unfinished
 STNERP, SEEN, BLENDED = "stnerp", "stnerp, seen images", "stnerp, appearance=blend"
 NO_MOTION, NEAREST, BLEND = "reference, no motion", "nearest phase", "linear blend"
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_interpolation")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "eval_interpolation", WRITES) as out:
+    with run_directory(config, "eval_interpolation", WRITES, checkpoints=CHECKPOINTS) as out:
         for name, kind in {"prior": bool, "max_pictures": int}.items():
             value_of(config, name, kind)
         patient = load_data(config.data)
@@ -65,19 +65,24 @@ def main(config: DictConfig) -> None:
 
         start = time.perf_counter()
         common = {"device": config.device, "seed": config.seed, "progress": config.progress}
-        ref_net = fit_reference(known, **common, **settings_of(config.preset.ref_net)) if config.prior else None
+        ref_checkpoint, def_checkpoint = (out / name for name in CHECKPOINTS)
+        ref_net = None
+        if config.prior:
+            settings = settings_of(config.preset.ref_net)
+            ref_net = fit_reference(known, checkpoint=ref_checkpoint, **common, **settings)
         model = fit_deformation(
             known,
             ref_net,
+            checkpoint=def_checkpoint,
             align=config.align,
             appearance=config.appearance,
             **common,
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
-        wrote(model.save(out / "model.pt", overwrite=config.overwrite), write_config(config, out / "config.yaml"))
+        wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "config.yaml"))
         if ref_net is not None:
-            wrote(ref_net.save(out / "ref_net.pt", overwrite=config.overwrite))
+            wrote(ref_net.save(out / "ref_net.pt", overwrite=True))
         wrote(write_csv(out / "def_net_history.csv", model.history))
         wrote(loss_curve(out / "pictures" / "loss.png", model.history))
 

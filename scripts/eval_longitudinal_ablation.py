@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
+from configuration import DictConfig, hydra
 from leave_out import evaluate
-from omegaconf import DictConfig
 from published import TABLE_3, TABLE_6
 from results import Record
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote

@@ -12,10 +12,9 @@ methods join the table. overwrite=true starts anew.
 
 from __future__ import annotations
 
-import hydra
+from configuration import DictConfig, hydra
 from eval_4dct_interpolation import write_interpolation
 from leave_out import evaluate
-from omegaconf import DictConfig
 from published import TABLE_2
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote
 

@@ -20,11 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from answers import Answers, all_scores, answer
+from configuration import DictConfig, hydra
 from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
-from omegaconf import DictConfig
 from pair_methods import LABELS, METHODS
 from published import TABLE_5
 from results import Record, check_methods, recorded

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS, measured_range, times_of
-from omegaconf import DictConfig
 from propagate_rtstruct import wanted_rois
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, value_of, wrote
 

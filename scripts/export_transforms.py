@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS, times_of
-from omegaconf import DictConfig
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, wrote
 
 from stnerp import InputError, STNeRP

@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
-from omegaconf import DictConfig
+from configuration import DictConfig, hydra
 from pair_methods import LABELS as PAIR_LABELS
 from results import record_of
 from run_directory import CONFIGS, launch, run_directory, wrote

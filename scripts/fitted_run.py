@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from configuration import DictConfig, OmegaConf
 from data import load_data
-from omegaconf import DictConfig, OmegaConf
 
 from stnerp import InputError, Series, STNeRP
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from answers import all_scores, answer
+from configuration import DictConfig, OmegaConf
 from data import PatientData, load_data
-from omegaconf import DictConfig, OmegaConf
 from results import Record, check_common, check_methods, read_records, recorded
 from run_directory import logger, plain
 from saved_slices import save_slices

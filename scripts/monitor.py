@@ -10,9 +10,8 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-import hydra
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS, evenly, fitted_series, roi_name, time_label, times_of
-from omegaconf import DictConfig
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, value_of, wrote
 
 from stnerp import STNeRP

@@ -11,11 +11,10 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS, evenly, measured_range, roi_name, time_label, times_of
-from omegaconf import DictConfig
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, value_of, wrote
 
 from stnerp import STNeRP

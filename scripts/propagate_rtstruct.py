@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS
-from omegaconf import DictConfig
 from PIL import Image
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, time_name, value_of, wrote
 

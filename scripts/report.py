@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
 from fitted_run import roi_name
-from omegaconf import DictConfig, OmegaConf
 from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, STNeRP

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 
-import hydra
 import numpy as np
+from configuration import DictConfig, hydra
 from data import load_data
-from omegaconf import DictConfig
 from run_directory import CONFIGS, launch, logger, run_directory, settings_of, write_config, wrote
 
 from stnerp import fit_reference

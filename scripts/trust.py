@@ -11,11 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import SimpleITK as sitk
+from configuration import DictConfig, hydra
 from fitted_run import NEEDS, fitted_series, measured_range, times_of
-from omegaconf import DictConfig
 from run_directory import (
     CONFIGS,
     check_free,

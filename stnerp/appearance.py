@@ -31,6 +31,7 @@ from stnerp.geometry import Grid, apply_affine, random_slabs
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
+from stnerp.resume import Progress, State
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
 from stnerp.velocity import exponential
@@ -173,6 +174,7 @@ def fit_flow(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool = True,
+    fit: Progress | None = None,
 ) -> NeighbourFlow:
     """Learn the flow from each image of a series to the next.
 
@@ -183,6 +185,7 @@ def fit_flow(
         series: two or more images.
         alignments: (T, 4, 4), reference point -> point of each image (`STNeRP.alignments`).
         settings: of the network and its fit; `form` must be "factorised".
+        fit: keeps how far it has come.
 
     Raises:
         FitError: a loss that is not a number.
@@ -197,11 +200,19 @@ def fit_flow(
     schedule = cosine(optimiser, steps)
     middles = [basis.middle(gap) for gap in range(basis.size)]
     half_extent_mm = torch.tensor(series.grid.half_extent_mm, dtype=torch.float32, device=where)
-    with tqdm(total=steps, desc="flow", disable=not progress) as bar:
+    state = State(
+        {"net": net, "adam": optimiser, "schedule": schedule}, [], draw, check=lambda: require_finite(net, "flow")
+    )
+    fit, until = fit or Progress(None, {}), 0
+    with fit.stage("flow", state), tqdm(total=steps, desc="flow", disable=not progress) as bar:
+        bar.update(state.step)
         for level in settings.levels:
+            until += level.iterations
+            if state.step >= until:
+                continue  # done before the fit was interrupted
             moving = [_moving(series, i, alignments, level, settings, where) for i in range(len(series))]
             voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
-            for step in range(level.iterations):
+            for step in fit.steps(until):
                 (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
                 optimiser.zero_grad(set_to_none=True)
                 velocity_mm = net.lattice_velocity(lattice.shape, middles)
@@ -227,11 +238,10 @@ def fit_flow(
                 optimiser.step()
                 schedule.step()
                 bar.update()
-                if step % 10 == 0:
+                if step % 10 == 1 or step == steps:
                     if not np.isfinite(float(value)):
-                        raise FitError(f"flow: the loss is {float(value)}; lower learning_rate")
+                        raise FitError(f"flow: the loss is {float(value)} at step {step}; lower learning_rate")
                     bar.set_postfix(loss=f"{float(value):.4f}")
-    require_finite(net, "flow")
     images = [normalised(image, series.window) for image in series.images]
     return NeighbourFlow(net.eval(), settings, images, [Grid.of(image) for image in series.images], alignments)
 

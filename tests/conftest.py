@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import offline  # noqa: F401 (no test may reach for the network)
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
@@ -10,6 +14,9 @@ from scipy.spatial.transform import Rotation
 from stnerp import Series, load_series
 from stnerp.geometry import Grid
 from stnerp.phantom import Phantom
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Tensors here are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -36,6 +43,18 @@ def make_grid(
     spacing_mm: tuple[float, float, float] = SPACING,
 ) -> Grid:
     return Grid(size, spacing_mm, ORIGIN, tuple(float(d) for d in direction.ravel()))
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module that not everybody has; without it the test, or the file of tests that asks, is skipped."""
+    return pytest.importorskip(module, reason=f"needs {module}: pip install 'stnerp[{extra}]'")
+
+
+def composed(script: str, *arguments: str) -> DictConfig:
+    """What Hydra makes of a script's arguments."""
+    hydra = optional("hydra", "scripts")
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base="1.3"):
+        return hydra.compose(script, list(arguments))
 
 
 @pytest.fixture(params=DIRECTIONS.values(), ids=DIRECTIONS.keys())

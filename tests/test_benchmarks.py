@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import optional
 
 from stnerp import Grid, InputError
 from stnerp.baselines.pair import PairRegistration, registration_of
@@ -27,6 +28,7 @@ QUICK = ["options.stnerp_fast.levels=[[15,30,4]]", "device=cpu"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _benchmarks_importable() -> Iterator[None]:
+    optional("hydra", "scripts")
     before = list(sys.path)
     sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
     importlib.import_module("cases").POINTS = 300  # of each region: less to write and read

@@ -24,14 +24,15 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 import yaml
+from conftest import optional
 
 from stnerp import STNeRP
 from stnerp.io.landmarks import write_landmarks
 from stnerp.motion import Breathing
 from stnerp.phantom import BOX_MM, Phantom
 
-pytest.importorskip("joblib", reason="the extra `cohort` isn't installed")
-pytest.importorskip("submitit", reason="the extra `cohort` isn't installed")
+optional("joblib", "cohort")
+optional("submitit", "cohort")
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = [f"p{i}" for i in range(1, 9)]
@@ -71,6 +72,7 @@ rows = ["time,image,psnr_db,dice_a,dice_b", f"1,5,{psnr_db - 1},1,0.5", f"2,6,{p
 
 @pytest.fixture(autouse=True)
 def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
@@ -380,7 +382,7 @@ def test_files_of_a_manifest_are_found_from_anywhere(stubs: Stubs) -> None:
 
 
 def test_losses_for_tensorboard(stubs: Stubs) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` isn't installed")
+    optional("tensorboard", "tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stubs.tell("p2", "refuse")

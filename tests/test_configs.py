@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from conftest import composed as from_hydra
+from conftest import optional
 
 from stnerp.presets import PAPER, Preset, preset_of, with_changes
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OmegaConf = optional("omegaconf", "scripts").OmegaConf
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = ("files", "manifest", "tcia_4d_lung", "tcia_4d_lung_phantom", "phantom", "simulated")  # of scripts/data.py
@@ -22,8 +28,7 @@ def names(group: str) -> list[str]:
 
 
 def composed(script: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(script, ["out=runs/x", *overrides])
+    config = from_hydra(script, "out=runs/x", *overrides)
     OmegaConf.resolve(config)
     return config
 

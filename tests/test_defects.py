@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from conftest import optional
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from test_io import write_dicom
@@ -417,9 +418,10 @@ def test_unexpected_labels_are_kept_and_named_by_number(tmp_path: Path) -> None:
     for i in range(2):
         write_image(scan(i), tmp_path / f"{i}.nii.gz")
     write_image(GRID.image(labels), tmp_path / "m.nii.gz")
+    OmegaConf = optional("omegaconf", "scripts").OmegaConf
     data = importlib.import_module("data")
     loaded = data.load_data(
-        importlib.import_module("omegaconf").OmegaConf.create(
+        OmegaConf.create(
             {
                 **dict.fromkeys(("times", "period", "landmarks", "contours")),
                 "kind": "files",
@@ -632,6 +634,7 @@ def test_scripts_of_a_finished_run_too(
 
 def test_a_broken_file_as_a_user_meets_it(tmp_path: Path) -> None:
     """In a process of its own: what native code prints is part of what a user sees."""
+    optional("hydra", "scripts")
     write_image(scan(), tmp_path / "0.nii.gz")
     (tmp_path / "1.nii.gz").write_bytes((tmp_path / "0.nii.gz").read_bytes()[:-40])
     command = [sys.executable, str(ROOT / "scripts" / "train_ref.py"), "out=p", "data.images=[0.nii.gz,1.nii.gz]"]

@@ -33,8 +33,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hydra import compose, initialize_config_dir
-from omegaconf import ListConfig
+from conftest import composed, optional
 
 from stnerp import Grid, fit_deformation, load_series
 from stnerp.io.dicom import write_dicom_series
@@ -261,12 +260,11 @@ def here(
 def run_script(script: str, overrides: list[str]) -> None:
     """A script of ours as from the command line, in this process."""
     given = [override.partition("=")[0] for override in overrides]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose(script, overrides)
+    config = composed(script, *overrides)
     more = {"progress": "false", "device": "cpu"}
     few = {"max_pictures": 1, "curve_points": 3, "refits": 2, "pixels": 64, "frames": 3}
     more |= {name: str(number) for name, number in few.items() if name in config}
-    if isinstance(config.get("held_out"), ListConfig) and "methods" in config:
+    if isinstance(config.get("held_out"), optional("omegaconf", "scripts").ListConfig) and "methods" in config:
         more["held_out"] = f"[{config.held_out[0]}]"
     if config.get("methods") is not None:
         more["methods"] = f"[{','.join(name for name in config.methods if name in QUICK_METHODS)}]"
@@ -288,6 +286,7 @@ def run_script(script: str, overrides: list[str]) -> None:
 
 def check_benchmark(script: str, arguments: list[str]) -> None:
     """Its arguments are settings of it, and cases and methods that they name exist."""
+    optional("hydra", "scripts")
     module, run = importlib.import_module(script), importlib.import_module("run")
     settings = run.settings_of(module.Settings(), arguments)
     if script == "run":
@@ -443,8 +442,7 @@ def test_commands_in_the_text_are_understood(page: Path, monkeypatch: pytest.Mon
         match shlex.split(line, comments=True):
             case ["python", script, *arguments] if script.startswith("scripts/"):
                 given = {argument.partition("=")[0] for argument in arguments}
-                with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-                    compose(Path(script).stem, [*arguments, *([] if "out" in given else ["out=x"])])
+                composed(Path(script).stem, *arguments, *([] if "out" in given else ["out=x"]))
             case ["python", script, *arguments] if script.startswith("benchmarks/"):
                 check_benchmark(Path(script).stem, arguments)
             case ["python", "-c", code]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hydra import compose, initialize_config_dir
+from conftest import composed, optional
 from test_scripts import run as run_script
 
 from stnerp.baselines.pair import PairRegistration, registration_of
@@ -29,6 +29,7 @@ QUICK = "options={stnerp_fast: {levels: [[20,30,3]]}}"
 
 @pytest.fixture(autouse=True)
 def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
@@ -62,8 +63,7 @@ def on_stand_ins(folder: Path) -> list[str]:
 
 def section_of(folder: Path) -> Any:
     """The same as a section of the config."""
-    with initialize_config_dir(str(SCRIPTS.parent / "configs"), version_base="1.3"):
-        config = compose("eval_dirlab", ["out=unused", *on_stand_ins(folder)])
+    config = composed("eval_dirlab", "out=unused", *on_stand_ins(folder))
     return importlib.import_module("dirlab_data").section_of(config.data)
 
 

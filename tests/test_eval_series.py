@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import composed, optional
 from test_scripts import run as run_script
 
 from stnerp.baselines.pair import PairRegistration, registration_of
@@ -30,6 +31,7 @@ COMMON = [*TINY, "align=none", "device=cpu", "progress=false"]
 
 @pytest.fixture(autouse=True)
 def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
@@ -281,11 +283,8 @@ def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", [WEEKS, BREATH])
 def test_landmarks_follow_the_images(kind: list[str], stand_ins: Path) -> None:
-    from hydra import compose, initialize_config_dir
-
     root = stand_ins / ("weeks" if kind is WEEKS else "breath")
-    with initialize_config_dir(str(SCRIPTS.parent / "configs"), version_base="1.3"):
-        config = compose("train_def", ["out=x", *TINY, f"data.root={root}", *kind])
+    config = composed("train_def", "out=x", *TINY, f"data.root={root}", *kind)
     series = importlib.import_module("data").load_data(config.data).series
     masks, landmarks = series.masks, series.landmarks
     assert len(landmarks) == len(series) == 5

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import optional
 from PIL import Image
 
 from stnerp import InputError, STNeRP, fit_deformation, load_series
@@ -25,6 +26,7 @@ PHANTOM = Phantom((24, 19, 12), 15.0)
 
 @pytest.fixture(autouse=True)
 def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import DIRECTIONS, make_grid
+from conftest import DIRECTIONS, make_grid, optional
 from PIL import Image
 
 from stnerp.errors import InputError, MissingDependencyError, MissingFileError
@@ -130,7 +130,7 @@ def test_a_gif_holds_the_frames(tmp_path: Path) -> None:
 # imageio-ffmpeg's reader, which only this test uses, leaves its pipes to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_mp4_plays(tmp_path: Path) -> None:
-    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    imageio_ffmpeg = optional("imageio_ffmpeg", "film")
     frames = moving(shape=(47, 63))  # odd sides: H.264 has none
     write_mp4(iter(frames), tmp_path / "a.mp4", 5)
     reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))

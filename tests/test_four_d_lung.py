@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from hydra import compose, initialize_config_dir
+from conftest import composed, optional
 
 import stnerp
 from stnerp.errors import InputError, MissingFileError
@@ -420,13 +420,12 @@ SMALL = ["data.size=[48,37,24]", "data.spacing_mm=7.5", "data.noise_hu=0"]
 
 @pytest.fixture
 def load_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     data = importlib.import_module("data")
 
     def load(*overrides: str) -> Any:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose("train_def", ["out=x", *overrides])
-        return data.load_data(config.data)
+        return data.load_data(composed("train_def", "out=x", *overrides).data)
 
     return load
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import optional
 
-hypothesis = pytest.importorskip("hypothesis")
-st = pytest.importorskip("hypothesis.strategies")
+optional("hydra", "scripts")
+hypothesis = optional("hypothesis", "dev")
+st = optional("hypothesis.strategies", "dev")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 REGRESSIONS = Path(__file__).parent / "regressions"
 sys.path.insert(0, str(BENCHMARKS))

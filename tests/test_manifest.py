@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hydra import compose, initialize_config_dir
+from conftest import composed, optional
 
 import stnerp
 from stnerp.errors import InputError, MissingFileError
@@ -168,13 +168,12 @@ def test_a_binary_file_is_no_manifest(folder: Path) -> None:
 
 @pytest.fixture
 def load_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     data = importlib.import_module("data")
 
     def load(*overrides: str) -> Any:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose("train_def", ["out=x", "data=manifest", *overrides])
-        return data.load_data(config.data)
+        return data.load_data(composed("train_def", "out=x", "data=manifest", *overrides).data)
 
     return load
 

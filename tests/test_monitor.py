@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import optional
 from scipy.spatial.transform import Rotation
 
 from stnerp import InputError, Series, fit_deformation, load_series, monitor
@@ -232,6 +233,7 @@ def run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: Phantom, phantom_series: Series
 ) -> Path:
     """As train_def.py leaves it, with a ROI beside."""
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     fit_deformation(phantom_series, progress=False, device="cpu", levels=[(20, 30, 2)]).save(tmp_path / "model.pt")
     for i, image in enumerate(phantom_series.images):

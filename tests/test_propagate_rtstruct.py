@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from omegaconf import OmegaConf
+from conftest import optional
 from PIL import Image
 
 from stnerp import InputError, STNeRP, fit_deformation, load_series
@@ -49,6 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
@@ -94,6 +95,7 @@ def arguments(patient: Path, *others: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def carried(patient: Path) -> Path:
+    optional("hydra", "scripts")
     sys.path.insert(0, str(SCRIPTS))
     try:
         run(*arguments(patient, f"reference={patient / 'plan'}"))
@@ -188,7 +190,7 @@ def test_it_refuses(patient: Path, carried: Path, tmp_path: Path, capsys: pytest
 
 
 def test_settings_that_are_no_use(patient: Path) -> None:
-    script = importlib.import_module("propagate_rtstruct")
+    script, OmegaConf = importlib.import_module("propagate_rtstruct"), optional("omegaconf", "scripts").OmegaConf
     plan, grid = read_rtstruct(patient / "plan.dcm"), Grid((9, 9, 9), (1, 1, 1), (500, 0, 0))
     for call, says in (
         (lambda: script.one_series(str(patient), "target"), "target: .* holds 3 DICOM series"),

@@ -3,15 +3,17 @@
 import builtins
 import csv
 
-import matplotlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from matplotlib.image import imread
+from conftest import optional
 
 from stnerp import report
 from stnerp.errors import InputError, MissingDependencyError
 from stnerp.geometry import Grid
+
+matplotlib = optional("matplotlib", "scripts")
+imread = optional("matplotlib.image", "scripts").imread
 
 ROTATION = np.array([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]) / 3
 # A body of about 36 x 24 x 30 mm (x, y, z in the patient) in several orientations.

@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from conftest import optional
 
 from stnerp import InputError, RefNet, Series, STNeRP, fit_deformation, fit_reference, load_series, resume
+from stnerp.appearance import fit_flow
 from stnerp.atomic import replacing
 from stnerp.checkpoint import read_checkpoint
 from stnerp.phantom import Phantom
+from stnerp.presets import FLOW, Level
 from stnerp.resume import KIND, Interrupted, Progress, State, remove
 
 ROOT = Path(__file__).parents[1]
@@ -203,6 +206,23 @@ def test_a_start_and_a_flow_go_on_too(series: Series, tmp_path: Path, monkeypatc
     monkeypatch.setattr(fit, "_Level", lambda *_: pytest.fail("fitted again"))
     fit_deformation(series, appearance="blend", checkpoint=path, **DEF_NET)
     assert len(flow) == 2
+
+
+def test_a_flow_goes_on_to_the_same_bits(series: Series, tmp_path: Path) -> None:
+    settings = replace(FLOW, **NETWORK, levels=(Level(30, 40, 3), Level(20, 25, 3)))
+    at_rest = np.stack([np.eye(4)] * len(series))
+    path = tmp_path / "fit.ckpt"
+
+    def flow(fit: Progress | None = None) -> Any:
+        return bits(fit_flow(series, at_rest, settings=settings, fit=fit, **COMMON).net.state_dict())
+
+    expected = flow()
+    for step in (2, 3, 5):  # within levels and between them
+        with killed_at(step, "flow"), Progress(path, {}, 0) as fit:
+            flow(fit)
+        assert read_checkpoint(path, KIND)["stages"]["flow"]["step"] == step
+    with Progress(path, {}) as fit:
+        assert flow(fit) == expected
 
 
 def test_pre_alignment_is_not_made_twice(series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +416,7 @@ def test_what_the_killed_left_is_removed_and_nothing_else(tmp_path: Path) -> Non
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return
 
@@ -414,6 +435,9 @@ BRIEF = [
     "preset.def_net.width=16",
     "preset.def_net.detail_mm=30",
 ]
+
+
+BRIEF_REF_NET = ["preset.ref_net.iterations=10", "preset.ref_net.grid_levels=2"]
 
 
 def run(script: str, *arguments: str) -> int:
@@ -464,6 +488,30 @@ def test_the_same_command_goes_on(
     capsys.readouterr()
     assert run(*command, f"out={out}") == 2
     assert "already exists" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("scripts")
+def test_eval_interpolation_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["eval_interpolation", *TINY, *BRIEF[1:], *BRIEF_REF_NET, "data.phases=4", "held_out=[1]"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*command, f"out={whole}") == 0
+    for stage in ("ref_net", "def_net"):
+        with killed_at(4, stage):
+            run(*command, f"out={out}")
+    # Killed among the pictures, when both networks are there.
+    with monkeypatch.context() as patch:
+        script = importlib.import_module("eval_interpolation")
+        patch.setattr(script, "draw", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(*command, f"out={out}")
+        patch.undo()
+        patch.setattr(importlib.import_module("stnerp.fit"), "_Level", lambda *_: pytest.fail("fitted again"))
+        assert run(*command, f"out={out}") == 0
+    for name in ("model.pt", "ref_net.pt"):
+        saved, expected = (bits(torch.load(f / name, weights_only=True)) for f in (out, whole))
+        assert saved == expected
+    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (out, whole)]
+    assert names[0] == names[1]
 
 
 @pytest.mark.usefixtures("scripts")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import optional
 
 from stnerp import STNeRP
 from stnerp.geometry import Grid
@@ -37,6 +38,7 @@ def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(script: str, *arguments: str) -> None:
     """A script as from the command line, in this process; SystemExit where it ends with an error."""
+    optional("hydra", "scripts")
     module = importlib.import_module(script)
     before, sys.argv = sys.argv, [f"{script}.py", *arguments]
     try:
@@ -285,6 +287,7 @@ def test_a_ref_net_of_other_data_is_refused(fitted: Path, capsys: pytest.Capture
 
 def test_as_a_user_starts_it(tmp_path: Path) -> None:
     """From another folder, which stays as it was: no outputs/, no log; and no traceback."""
+    optional("hydra", "scripts")
     command = [sys.executable, str(SCRIPTS / "train_ref.py"), "out=p1", "data.images=[a.mha,b.mha]"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: a.mha: no such file or folder; check the path\n")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from conftest import optional
 from scipy.ndimage import gaussian_filter
 from test_agreement import GRID, blobs, known
 
@@ -247,6 +248,7 @@ def test_the_script_writes_maps_and_says_where_to_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], good: STNeRP,
     scans: Series,
 ) -> None:  # fmt: skip
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     quick = partial(trust.refits, levels=[(12, 24, 5)])
     monkeypatch.setattr(importlib.import_module("trust"), "refits", quick)

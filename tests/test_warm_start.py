@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import DIRECTIONS, make_grid
+from conftest import DIRECTIONS, make_grid, optional
 from scipy.spatial.transform import Rotation
 from test_fit import SMALL, tre_mm
 from test_scripts import QUICK, SCRIPTS, TINY_PHANTOM, run
@@ -265,6 +265,7 @@ def test_some_times_are_enough(phantom: Phantom, phantom_series: Series) -> None
 
 
 def test_train_def_takes_a_start_and_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(SCRIPTS))
     common = ["prior=false", *TINY_PHANTOM, *QUICK]
     run("train_def", f"out={tmp_path / 'a'}", *common)
