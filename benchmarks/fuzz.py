@@ -52,7 +52,7 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 from data import load_data
 from run import chosen, settings_of, start
-from run_directory import CONFIGS
+from run_directory import CONFIGS, check_numbers
 from run_directory import settings_of as section_of
 
 from stnerp import InputError, MissingDependencyError, STNeRP, StnerpError, fit_deformation, load_series
@@ -454,6 +454,7 @@ def _read_config(folder: Path, name: str) -> object:
     os.chdir(folder)
     try:
         text = (folder / name).read_text(encoding="utf-8", errors="surrogateescape")
+        check_numbers([text])
         for override in OverridesParser.create().parse_overrides([text]):
             if override.key_or_group in config:  # Hydra knows no group of that value
                 raise InputError(f"{override.key_or_group}: is no single value")

@@ -35,10 +35,15 @@ def launch(main: Callable[[], None]) -> None:
     one line and exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     with _one_line_errors():
-        for argument in sys.argv[1:]:
-            if number := re.search(r"\d{1000,}", argument):  # Python's limit ends Hydra's parser with a traceback
-                raise InputError(f"{argument[:30]}...: a number of {len(number[0])} digits; give fewer than 1000")
+        check_numbers(sys.argv[1:])
         main()
+
+
+def check_numbers(arguments: Sequence[str]) -> None:
+    """Raises InputError for a number that Python doesn't read: Hydra's parser would end with a traceback."""
+    for argument in arguments:
+        if number := re.search(r"\d{1000,}", argument):
+            raise InputError(f"{argument[:30]}...: a number of {len(number[0])} digits; give fewer than 1000")
 
 
 @contextmanager
@@ -170,7 +175,13 @@ def plain(value: Any) -> Any:
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """A section of the config as keyword arguments."""
+    """A section of the config as keyword arguments.
+
+    Raises:
+        InputError: a value stands in its place.
+    """
+    if not OmegaConf.is_dict(config):
+        raise InputError(f"{config!r} stands where a section of settings must be; see configs/")
     return {str(name): value for name, value in OmegaConf.to_container(config, resolve=True).items()}  # type: ignore[union-attr]
 
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["none", "rigid", "affine"]
 LARGEST_SCALE = 1.4  # between two scans of one person; a small field of view can mislead the fit
+FEWEST_VOXELS = 8  # along an axis: ITK smooths no fewer than four, and four place a thin slab badly
 
 
 def affine_between(
@@ -100,10 +101,14 @@ def _register(
     method.SetShrinkFactorsPerLevel(list(shrink))
     method.SetSmoothingSigmasPerLevel([float(s) / 2 for s in shrink])
     method.SetInitialTransform(transform, inPlace=True)
+    told = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # on stderr, a page for every step that leaves the image
     try:
         method.Execute(fixed, moving)
     except RuntimeError:  # ITK: all samples outside the moving image
         return None
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(told)
     return transform, method.GetMetricValue()
 
 
@@ -117,9 +122,11 @@ def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> list[sitk.Trans
 
 
 def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """The image smoothed and resampled to an isotropic spacing."""
+    """The image smoothed and resampled to an isotropic spacing, a finer one across a thin slab."""
     grid = Grid.of(image)
-    coarse = grid.with_spacing(tuple(max(s, spacing_mm) for s in grid.spacing_mm))  # type: ignore[arg-type]
+    finest_mm = [length / (FEWEST_VOXELS - 1) for length in grid.extent_mm]
+    x, y, z = (min(max(s, spacing_mm), f) for s, f in zip(grid.spacing_mm, finest_mm, strict=True))
+    coarse = grid.with_spacing((x, y, z))
     smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), spacing_mm / 2)
     return sitk.Resample(
         smooth,

@@ -242,7 +242,8 @@ def fit_flow(
                     if not np.isfinite(float(value)):
                         raise FitError(f"flow: the loss is {float(value)} at step {step}; lower learning_rate")
                     bar.set_postfix(loss=f"{float(value):.4f}")
-    images = [normalised(image, series.window) for image in series.images]
+    # As a file keeps them, so that the model answers the same before and after.
+    images = [_from_int16(_to_int16(normalised(image, series.window))) for image in series.images]
     return NeighbourFlow(net.eval(), settings, images, [Grid.of(image) for image in series.images], alignments)
 
 

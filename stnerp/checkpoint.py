@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stnerp.atomic import replacing
-from stnerp.errors import InputError, MissingFileError
+from stnerp.errors import InputError, MissingFileError, StnerpError
 
 FORMAT = 1
 #: From a released format to the one after it: takes the content of a file, returns it in the next format.
@@ -46,6 +48,9 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a {kind}")
     try:
+        with zipfile.ZipFile(path) as file:
+            if (damaged := file.testzip()) is not None:  # torch doesn't look at checksums
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no set: what a damaged file raises depends on where it is damaged
         raise InputError(f"{path}: can't be read as a {kind}; the file is damaged or something else") from error
@@ -61,3 +66,19 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             raise InputError(f"{path}: format {written} is unknown; write it again with this stnerp")
         content = MIGRATIONS[number](content) | {"kind": kind, "format": number + 1}
     return content
+
+
+@contextmanager
+def built_from(path: Path, kind: str) -> Iterator[None]:
+    """Within, networks are built from what `read_checkpoint` gave; a made-up file ends as a damaged one does.
+
+    Raises:
+        InputError: a part is missing, or of another type, size or name.
+    """
+    try:
+        yield
+    except StnerpError as error:
+        told = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: is not a {kind} that can be used: {told}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, Warning) as error:
+        raise InputError(f"{path}: is not a whole {kind}; give the file that stnerp saved") from error

@@ -18,7 +18,7 @@ import torch
 from stnerp import metrics
 from stnerp.alignment import affine_at
 from stnerp.appearance import FADE_HU, LUNG_HU, Appearance, NeighbourFlow, density
-from stnerp.checkpoint import read_checkpoint, write_checkpoint
+from stnerp.checkpoint import built_from, read_checkpoint, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, slabs
@@ -243,25 +243,30 @@ class STNeRP:
             InputError: not a model, or one of a newer format.
         """
         saved = read_checkpoint(Path(path), KIND)
-        grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
-        basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
-        settings = def_net_settings_of(saved["def_net"]["settings"])
-        def_net = def_net_of(grid, basis, settings)
-        def_net.load_weights(saved["def_net"]["weights"])
-        voxels, flow = saved["reference_voxels"], saved.get("flow")
-        return STNeRP(
-            def_net=def_net.eval(),
-            ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
-            reference_voxels=None if voxels is None else voxels.numpy(),
-            settings=settings,
-            alignments=saved["alignments"].numpy(),
-            window=window,
-            history=saved["history"],
-            time_unit=saved["time_unit"],
-            flow=None
-            if flow is None
-            else NeighbourFlow.from_dict(flow, grid, Gaps(basis.times, basis.reference_time, basis.period)),
-        )
+        with built_from(Path(path), KIND):
+            grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
+            basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
+            if not np.isfinite(
+                [*saved["times"], saved["reference_time"], *saved["alignments"].numpy().flat]
+            ).all():
+                raise ValueError("times and alignments must be finite")
+            settings = def_net_settings_of(saved["def_net"]["settings"])
+            def_net = def_net_of(grid, basis, settings)
+            def_net.load_weights(saved["def_net"]["weights"])
+            voxels, flow = saved["reference_voxels"], saved.get("flow")
+            return STNeRP(
+                def_net=def_net.eval(),
+                ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
+                reference_voxels=None if voxels is None else voxels.numpy(),
+                settings=settings,
+                alignments=saved["alignments"].numpy(),
+                window=window,
+                history=saved["history"],
+                time_unit=saved["time_unit"],
+                flow=None
+                if flow is None
+                else NeighbourFlow.from_dict(flow, grid, Gaps(basis.times, basis.reference_time, basis.period)),
+            )
 
     # -- the deformation
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from stnerp.checkpoint import read_checkpoint, write_checkpoint
+from stnerp.checkpoint import built_from, read_checkpoint, write_checkpoint
 from stnerp.device import device_of
 from stnerp.errors import FitError
 from stnerp.geometry import Grid, cube_points, slabs
@@ -132,7 +132,9 @@ class RefNet(nn.Module):
             MissingFileError: no such file.
             InputError: not a Ref-Net, or one of a newer format.
         """
-        return RefNet.from_dict(read_checkpoint(Path(path), KIND))
+        saved = read_checkpoint(Path(path), KIND)
+        with built_from(Path(path), KIND):
+            return RefNet.from_dict(saved)
 
 
 def fit_reference(

@@ -6,11 +6,13 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from stnerp import checkpoint
+from stnerp import STNeRP, checkpoint, fit_deformation, load_series
 from stnerp.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from stnerp.errors import InputError, MissingFileError, StnerpError
 
@@ -152,3 +154,58 @@ def test_a_format_that_never_was_is_refused(tmp_path: Path, number: object) -> N
     torch.save({"kind": "thing"}, path)
     with pytest.raises(InputError, match=r"a\.pt.*format"):
         read_checkpoint(path, "thing")
+
+
+def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
+    """Wherever it is among the values: torch alone reads on with other numbers."""
+    path = write_checkpoint(tmp_path / "a.pt", "thing", CONTENT)
+    whole = path.read_bytes()
+    at = whole.index(torch.arange(6.0).numpy().tobytes()) + 9
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index]
+    with pytest.raises(InputError, match="damaged"):
+        read_checkpoint(path, "thing")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a small model's file holds."""
+    images = [np.random.default_rng(i).random((4, 5, 6)) for i in range(2)]
+    series = load_series(images, spacing_mm=(4.0, 4.0, 4.0))
+    small: dict[str, Any] = {"levels": [(8, 16, 1)], "width": 4, "layers": 2, "fourier_width": 4}
+    fitted = fit_deformation(series, align="none", progress=False, **small)
+    return torch.load(fitted.save(tmp_path_factory.mktemp("model") / "model.pt"), weights_only=True)
+
+
+def test_a_model_without_a_part_is_refused(model: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "made_up.pt"
+    torch.save(model, path)
+    assert STNeRP.load(path).image(0.5).GetSize() == (6, 5, 4)
+    for name in set(model) - {"flow"}:  # models of 0.1.0 have none
+        torch.save({key: value for key, value in model.items() if key != name}, path)
+        with pytest.raises(InputError, match=r"made_up\.pt: .*; give the file that stnerp saved"):
+            STNeRP.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"times": [0.0, float("inf")]},
+        {"times": 3},
+        {"alignments": torch.full((2, 4, 4), torch.nan, dtype=torch.float64)},
+        {"grid": {"size": [6, 5, 4]}},
+        {"grid": {"size": [0, 5, 4], "spacing_mm": [1, 1, 1], "origin_mm": [0, 0, 0], "direction": [1.0] * 9}},
+        {"window": {"low": "a", "high": 1, "name": "x"}},
+        {"def_net": {"settings": {"width": -4}, "weights": {}}},
+        {"def_net": {"settings": {"unknown": 1}, "weights": {}}},
+        {"def_net": None},
+        {"flow": True},
+        {"ref_net": {}},
+    ],
+    ids=str,
+)
+def test_a_model_of_other_values_is_refused(model: dict[str, Any], change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "made_up.pt"
+    torch.save(model | change, path)
+    with pytest.raises(InputError, match=r"made_up\.pt: is not a (whole )?[^\n]*$"):
+        STNeRP.load(path)
