@@ -627,7 +627,7 @@ def _keep(out: Path, kind: str, case: int, name: str, content: bytes, report: st
     if not folder.exists():
         folder.mkdir()
         (folder / Path(name).name).write_bytes(content)
-        (folder / "report.txt").write_text(f"case {case}, {name}\n{kind}\n{report}\n", encoding="utf-8")
+        (folder / "report.txt").write_text(f"case {case}, {name}\n{kind}\n{report}\n", "utf-8", "backslashreplace")
 
 
 def guided(name: str, settings: Settings) -> None:

@@ -43,7 +43,7 @@ def check_numbers(arguments: Sequence[str]) -> None:
     """Raises InputError for a number that Python doesn't read: Hydra's parser would end with a traceback."""
     for argument in arguments:
         if number := re.search(r"\d{1000,}", argument):
-            raise InputError(f"{argument[:30]}...: a number of {len(number[0])} digits; give fewer than 1000")
+            raise InputError(f"{argument[:30]!a}: a number of {len(number[0])} digits; give fewer than 1000")
 
 
 @contextmanager

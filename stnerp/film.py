@@ -189,6 +189,7 @@ def _written(picture: np.ndarray, text: str, plane: Plane | None) -> np.ndarray:
     canvas = Image.fromarray(picture)
     rows, columns, _ = picture.shape
     size = max(8.0, max(rows, columns) * _FONT_SHARE)
+    outline = max(1, round(size / 12))
     font, draw = ImageFont.load_default(size), ImageDraw.Draw(canvas)
     letters = [(size / 3, size / 4, text, "la")]
     if plane is not None:
@@ -196,7 +197,7 @@ def _written(picture: np.ndarray, text: str, plane: Plane | None) -> np.ndarray:
         letters += [(size / 3, rows / 2, left, "lm"), (columns / 2, size / 4, top, "ma")]
     for x, y, letter, anchor in letters:
         # White in black, so that it is seen everywhere.
-        draw.text((x, y), letter, "white", font, anchor, stroke_width=max(1, size / 12), stroke_fill="black")
+        draw.text((x, y), letter, "white", font, anchor, stroke_width=outline, stroke_fill="black")
     return np.asarray(canvas)
 
 
