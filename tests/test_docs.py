@@ -200,6 +200,7 @@ def fitted(patient: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coarse phantoms, a handful of steps: what comes out is no good, but it comes out in a second."""
+    optional("matplotlib", "scripts")
     fit, ref_net = importlib.import_module("stnerp.fit"), importlib.import_module("stnerp.ref_net")
     few = {"levels": (Level(14, 28, 3),), **SMALL}
 

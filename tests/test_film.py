@@ -161,6 +161,7 @@ def test_without_ffmpeg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_it_refuses(tmp_path: Path) -> None:
+    optional("imageio_ffmpeg", "film")
     frames = moving()
     with pytest.raises(InputError, match="plane: unknown 'oblique'"):
         plane_grid(Grid((4, 4, 4), (1, 1, 1)), "oblique", np.zeros(3))  # type: ignore[arg-type]
