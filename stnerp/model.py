@@ -150,10 +150,12 @@ class STNeRP:
         aligned = wanted + self._read(t, wanted, inverse=True)
         miss = aligned + self._read(t, aligned) - wanted
         step = torch.ones(len(wanted), 1, dtype=torch.float64)
+        half_extent_mm = torch.from_numpy(self.grid.half_extent_mm)  # cube units differ in length
         for _ in range(INVERSE_STEPS):
             tried = aligned - step * miss
             tried_miss = tried + self._read(t, tried) - wanted
-            better = tried_miss.norm(dim=1, keepdim=True) < miss.norm(dim=1, keepdim=True)
+            miss_mm, tried_mm = ((m * half_extent_mm).norm(dim=1, keepdim=True) for m in (miss, tried_miss))
+            better = tried_mm < miss_mm
             aligned, miss = torch.where(better, tried, aligned), torch.where(better, tried_miss, miss)
             step = torch.where(better, step, step / 2)
         return apply_affine(alignment, self.grid.cube_to_world(aligned.numpy()))
