@@ -280,6 +280,23 @@ def test_there_and_back(oblique_grid: Grid, kind: type[Known]) -> None:
     assert np.abs(2 * points - found.map_points(points, t) - there).max() > 0.1
 
 
+class Waves(Known):
+    """Of a thin slab: along its width it moves across, and across it moves along."""
+
+    def at(self, axis_mm: torch.Tensor) -> torch.Tensor:
+        x, _, z = axis_mm.unbind(-1)
+        return torch.stack([1.5 * torch.cos(x / 60 + z / 2), torch.zeros_like(x), 0.3 * torch.sin(x / 6)], dim=-1)
+
+
+def test_there_and_back_in_a_thin_slab() -> None:
+    # A cube unit is 160 mm along it and 1.75 mm across: counted in those, steps that help seem not to (0.2 mm).
+    grid = Grid((81, 61, 8), (4.0, 4.0, 0.5))
+    found, points = make(Waves(grid)), inner_points(grid)
+    there = found.map_points(points, 2.0, inverse=True)
+    assert np.abs(there - points)[:, [0, 2]].max(0) == pytest.approx([3.0, 0.6], rel=0.3)
+    assert np.abs(found.map_points(there, 2.0) - points).max() < 1e-3
+
+
 # -- labels
 
 
