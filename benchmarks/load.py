@@ -36,6 +36,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
+from scipy.stats import linregress
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
@@ -565,6 +566,7 @@ def one(patient: Patient, scratch: str | None) -> Row:
         "defect": patient.defect,
     }
     begin = time.process_time(), time.perf_counter()
+    failure: Exception | None = None
     with tempfile.TemporaryDirectory(prefix="load-", dir=scratch) as folder, counted_warnings() as count:
         try:
             row |= through(patient, Path(folder))
@@ -575,8 +577,9 @@ def one(patient: Patient, scratch: str | None) -> Row:
             right = isinstance(error, InputError) and patient.defect
             refused = bool(right and re.search(DEFECTS[patient.defect], str(error)))
             row |= {"outcome": "refused" if refused else "failed", "reason": reason}
-            if not refused:
-                logger.exception("series %d", patient.number)
+            failure = None if refused else error
+    if failure is not None:
+        logger.error("series %d", patient.number, exc_info=failure)
     row |= {"warnings": count[0], "seconds": time.process_time() - begin[0]}
     row["wall_seconds"] = time.perf_counter() - begin[1]
     return row | {"memory_mib": memory_mib(), "files_open": len(os.listdir("/proc/self/fd"))}
@@ -589,12 +592,11 @@ def counted_warnings() -> Iterator[list[int]]:
 
     class Counter(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            count[0] += record.levelno == logging.WARNING and record.name != logger.name
+            count[0] += record.levelno == logging.WARNING
 
     counter, propagates = Counter(), library.propagate
     library.addHandler(counter)
     library.propagate = False
-    logger.propagate = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -746,10 +748,8 @@ def memory_text(before: float, rows: list[Row]) -> str:
 
 def slope_of(values: np.ndarray) -> tuple[float, float]:
     """Of a straight line through values one apart, and twice its standard error."""
-    x = np.arange(len(values)) - (len(values) - 1) / 2
-    slope = float(x @ values / (x @ x))
-    rest = values - values.mean() - slope * x
-    return slope, 2 * float(np.sqrt(rest @ rest / max(len(x) - 2, 1) / (x @ x)))
+    line = linregress(np.arange(len(values)), values)
+    return float(line.slope), 2 * float(line.stderr)
 
 
 #: What a fit's time is made of; none of them can be negative.

@@ -19,6 +19,8 @@ from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
 from run_directory import (
     CONFIGS,
+    DEF_NET_CHECKPOINT,
+    REF_NET_CHECKPOINT,
     launch,
     logger,
     run_directory,
@@ -47,7 +49,7 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
-CHECKPOINTS = (".ref_net.ckpt", ".def_net.ckpt")  # while the run is unfinished
+CHECKPOINTS = (REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT)
 STNERP, SEEN, BLENDED = "stnerp", "stnerp, seen images", "stnerp, appearance=blend"
 NO_MOTION, NEAREST, BLEND = "reference, no motion", "nearest phase", "linear blend"
 
@@ -65,15 +67,14 @@ def main(config: DictConfig) -> None:
 
         start = time.perf_counter()
         common = {"device": config.device, "seed": config.seed, "progress": config.progress}
-        ref_checkpoint, def_checkpoint = (out / name for name in CHECKPOINTS)
         ref_net = None
         if config.prior:
             settings = settings_of(config.preset.ref_net)
-            ref_net = fit_reference(known, checkpoint=ref_checkpoint, **common, **settings)
+            ref_net = fit_reference(known, checkpoint=out / REF_NET_CHECKPOINT, **common, **settings)
         model = fit_deformation(
             known,
             ref_net,
-            checkpoint=def_checkpoint,
+            checkpoint=out / DEF_NET_CHECKPOINT,
             align=config.align,
             appearance=config.appearance,
             **common,

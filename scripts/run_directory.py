@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from stnerp import InputError, MissingFileError, StnerpError
 from stnerp.resume import Interrupted, remove
 
+REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT = ".ref_net.ckpt", ".def_net.ckpt"  # while a fit is unfinished
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 
 logger = logging.getLogger("stnerp.scripts")

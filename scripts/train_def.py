@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from run_directory import (
     CONFIGS,
+    DEF_NET_CHECKPOINT,
     launch,
     logger,
     plain,
@@ -42,7 +43,6 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
-CHECKPOINT = ".def_net.ckpt"  # while the run is unfinished
 NEEDS = {"ref_net.pt": "run train_ref.py with the same out= first, or pass prior=false"}
 # Data that can change while the reference, and so the Ref-Net, stays the same.
 FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels", "rois")
@@ -50,7 +50,8 @@ FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "co
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_def")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "train_def", WRITES, {} if config.prior is False else NEEDS, [CHECKPOINT]) as out:
+    needs = {} if config.prior is False else NEEDS
+    with run_directory(config, "train_def", WRITES, needs, [DEF_NET_CHECKPOINT]) as out:
         value_of(config, "prior", bool)
         config = with_settings_of_ref_net(config, out / "config.yaml")
         patient = load_data(config.data)
@@ -66,7 +67,7 @@ def main(config: DictConfig) -> None:
             device=config.device,
             seed=config.seed,
             progress=config.progress,
-            checkpoint=out / CHECKPOINT,
+            checkpoint=out / DEF_NET_CHECKPOINT,
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start

@@ -12,7 +12,16 @@ import time
 import numpy as np
 from configuration import DictConfig, hydra
 from data import load_data
-from run_directory import CONFIGS, launch, logger, run_directory, settings_of, write_config, wrote
+from run_directory import (
+    CONFIGS,
+    REF_NET_CHECKPOINT,
+    launch,
+    logger,
+    run_directory,
+    settings_of,
+    write_config,
+    wrote,
+)
 
 from stnerp import fit_reference
 from stnerp.metrics import psnr_db, ssim
@@ -20,12 +29,11 @@ from stnerp.preprocess import normalised
 from stnerp.report import overview, text_table, write_csv
 
 WRITES = ("config.yaml", "ref_net.pt", "ref_net.csv", "ref_net_history.csv", "pictures/ref_net.png")
-CHECKPOINT = ".ref_net.ckpt"  # while the run is unfinished
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_ref")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "train_ref", WRITES, checkpoints=[CHECKPOINT]) as out:
+    with run_directory(config, "train_ref", WRITES, checkpoints=[REF_NET_CHECKPOINT]) as out:
         patient = load_data(config.data)
         series = patient.series
         start = time.perf_counter()
@@ -34,7 +42,7 @@ def main(config: DictConfig) -> None:
             device=config.device,
             seed=config.seed,
             progress=config.progress,
-            checkpoint=out / CHECKPOINT,
+            checkpoint=out / REF_NET_CHECKPOINT,
             **settings_of(config.preset.ref_net),
         )
         seconds = time.perf_counter() - start

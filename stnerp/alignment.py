@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid
+from stnerp.quiet import quiet_itk
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +102,11 @@ def _register(
     method.SetShrinkFactorsPerLevel(list(shrink))
     method.SetSmoothingSigmasPerLevel([float(s) / 2 for s in shrink])
     method.SetInitialTransform(transform, inPlace=True)
-    told = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # on stderr, a page for every step that leaves the image
     try:
-        method.Execute(fixed, moving)
+        with quiet_itk():  # a page for every step that leaves the image
+            method.Execute(fixed, moving)
     except RuntimeError:  # ITK: all samples outside the moving image
         return None
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(told)
     return transform, method.GetMetricValue()
 
 

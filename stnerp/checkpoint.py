@@ -69,14 +69,16 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def built_from(path: Path, kind: str) -> Iterator[None]:
-    """Within, networks are built from what `read_checkpoint` gave; a made-up file ends as a damaged one does.
+def content_of(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """What `read_checkpoint` gives; a network is built from it in this context, where a made-up file ends as a
+    damaged one does.
 
     Raises:
-        InputError: a part is missing, or of another type, size or name.
+        MissingFileError, InputError: as `read_checkpoint`; or a part is missing, or of another type, size or name.
     """
+    saved = read_checkpoint(path, kind)
     try:
-        yield
+        yield saved
     except StnerpError as error:
         told = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: is not a {kind} that can be used: {told}") from error

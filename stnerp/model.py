@@ -18,7 +18,7 @@ import torch
 from stnerp import metrics
 from stnerp.alignment import affine_at
 from stnerp.appearance import FADE_HU, LUNG_HU, Appearance, NeighbourFlow, density
-from stnerp.checkpoint import built_from, read_checkpoint, write_checkpoint
+from stnerp.checkpoint import content_of, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine, slabs
@@ -244,13 +244,11 @@ class STNeRP:
             MissingFileError: no such file.
             InputError: not a model, or one of a newer format.
         """
-        saved = read_checkpoint(Path(path), KIND)
-        with built_from(Path(path), KIND):
+        with content_of(Path(path), KIND) as saved:
             grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
             basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
-            if not np.isfinite(
-                [*saved["times"], saved["reference_time"], *saved["alignments"].numpy().flat]
-            ).all():
+            alignments = saved["alignments"].numpy()
+            if not np.isfinite([*basis.times, basis.reference_time, *alignments.flat]).all():
                 raise ValueError("times and alignments must be finite")
             settings = def_net_settings_of(saved["def_net"]["settings"])
             def_net = def_net_of(grid, basis, settings)
@@ -261,7 +259,7 @@ class STNeRP:
                 ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
                 reference_voxels=None if voxels is None else voxels.numpy(),
                 settings=settings,
-                alignments=saved["alignments"].numpy(),
+                alignments=alignments,
                 window=window,
                 history=saved["history"],
                 time_unit=saved["time_unit"],

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from stnerp.checkpoint import built_from, read_checkpoint, write_checkpoint
+from stnerp.checkpoint import content_of, write_checkpoint
 from stnerp.device import device_of
 from stnerp.errors import FitError
 from stnerp.geometry import Grid, cube_points, slabs
@@ -132,8 +132,7 @@ class RefNet(nn.Module):
             MissingFileError: no such file.
             InputError: not a Ref-Net, or one of a newer format.
         """
-        saved = read_checkpoint(Path(path), KIND)
-        with built_from(Path(path), KIND):
+        with content_of(Path(path), KIND) as saved:
             return RefNet.from_dict(saved)
 
 

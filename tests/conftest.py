@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,14 @@ def composed(script: str, *arguments: str) -> DictConfig:
     hydra = optional("hydra", "scripts")
     with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base="1.3"):
         return hydra.compose(script, list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def _signals_arrive() -> Iterator[None]:
+    """Ctrl-C, also where the tests run in the background, whose SIGINT a shell turns off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=DIRECTIONS.values(), ids=DIRECTIONS.keys())

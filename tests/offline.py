@@ -11,7 +11,7 @@ class NetworkError(BaseException):
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.getaddrinfo" or event == "socket.gethostbyname":
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = arguments[0]
     elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):  # else a file's name
         host = arguments[1][0]

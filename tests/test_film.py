@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import SimpleITK as sitk
 from conftest import DIRECTIONS, make_grid, optional
 from PIL import Image
 
-from stnerp.errors import InputError, MissingDependencyError, MissingFileError
+from stnerp.errors import InputError, MissingFileError
 from stnerp.film import COLOURS, Plane, frame, plane_grid, write_gif, write_mp4
 from stnerp.geometry import Grid
 from stnerp.window import Window
@@ -144,20 +143,6 @@ def test_an_mp4_plays(tmp_path: Path) -> None:
         assert np.abs(picture[12:18, 24:36].astype(int) - wanted[12:18, 24:36]).max() < 12
         assert picture[:8].max() < 12
         assert picture[40:].max() < 40
-
-
-def test_without_ffmpeg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name == "imageio_ffmpeg":
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'stnerp\[film\]'"):
-        write_mp4(moving(), tmp_path / "a.mp4")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_refuses(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Pictures are upright, coloured as documented and of the expected size; tables hold what they were given."""
 
-import builtins
 import csv
 
 import numpy as np
@@ -9,7 +8,7 @@ import SimpleITK as sitk
 from conftest import optional
 
 from stnerp import report
-from stnerp.errors import InputError, MissingDependencyError
+from stnerp.errors import InputError
 from stnerp.geometry import Grid
 
 matplotlib = optional("matplotlib", "scripts")
@@ -306,19 +305,6 @@ def test_drawing_leaves_pyplot_and_its_backend_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     overview(tmp_path / "new" / "folder" / "o.png", GRIDS["LPS"])
     assert dict(matplotlib.rcParams) == before
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    import_ = builtins.__import__
-
-    def without_matplotlib(name, *arguments, **keywords):
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(name)
-        return import_(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(MissingDependencyError, match=r"stnerp\[scripts\]"):
-        report.loss_curve(tmp_path / "loss.png", HISTORY)
 
 
 def test_what_cannot_be_written_is_named(tmp_path):

@@ -54,14 +54,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _signals_arrive() -> Iterator[None]:
-    """Also where the tests run in the background, whose SIGINT a shell turns off."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Killed(BaseException):
     """In place of SIGKILL: nothing in the library stops it."""
 

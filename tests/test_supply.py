@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import offline
 import pytest
 from conftest import optional
@@ -191,12 +192,14 @@ def test_pictures_without_matplotlib_name_the_extra(tmp_path: Path, monkeypatch:
     without(monkeypatch, "matplotlib", "matplotlib.figure")
     with pytest.raises(MissingDependencyError, match=r"pip install 'stnerp\[scripts\]'"):
         report.loss_curve(tmp_path / "loss.png", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mp4_without_ffmpeg_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "imageio_ffmpeg")
     with pytest.raises(MissingDependencyError, match=r"pip install 'stnerp\[film\]'"):
-        film.write_mp4([], tmp_path / "film.mp4")
+        film.write_mp4([np.zeros((16, 16, 3), np.uint8)] * 2, tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("module", PEERS)

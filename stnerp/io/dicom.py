@@ -15,8 +15,7 @@ import re
 import struct
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +35,7 @@ from pydicom.uid import (
 
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
+from stnerp.quiet import quiet_itk
 
 logger = logging.getLogger(__name__)
 
@@ -489,7 +489,7 @@ def _execute(reader: sitk.ImageSeriesReader | sitk.ImageFileReader, series: Dico
     else:
         reader.SetFileNames(series.files)
     try:
-        with _quiet():
+        with quiet_itk():  # of uneven slices, which were checked, and of odd tags, which are not used
             image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
@@ -498,17 +498,6 @@ def _execute(reader: sitk.ImageSeriesReader | sitk.ImageFileReader, series: Dico
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{series.folder}: series '{series.description}' is in colour; give the scan itself")
     return image
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ITK warns on stderr of uneven slices and odd tags; the first was checked, the rest is unused."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def read_tags(path: str | os.PathLike[str], tags: Sequence[int] | None = None) -> Dataset | None:

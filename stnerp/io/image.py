@@ -253,12 +253,9 @@ def _is_misread(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> b
 def _nifti_voxels(reader: sitk.ImageFileReader, path: str | os.PathLike[str]) -> sitk.Image:
     """The image where ITK's header has it, with the voxels as nibabel reads them."""
     data = _nibabel_image(path).dataobj
-    if min(data.shape) < 1 or math.prod(data.shape) != math.prod(reader.GetSize()):
+    if math.prod(data.shape) != math.prod(reader.GetSize()):
         raise InputError(f"{path}: its header can be read in two ways; export it again")
-    try:
-        voxels = np.asanyarray(data)
-    except (ValueError, OverflowError):
-        raise InputError(f"{path}: its header is damaged; copy or export it again") from None
+    voxels = np.asanyarray(data)
     array = _voxels(voxels.reshape(reader.GetSize(), order="F").T)
     image = sitk.GetImageFromArray(array, isVector=False)
     image.SetSpacing(reader.GetSpacing())
@@ -286,11 +283,9 @@ def _most_bytes(path: str | os.PathLike[str]) -> float:
     """How many bytes of voxels a file can stand for; infinite if they lie in other files in a way of their own."""
     with open(path, "rb") as file:
         head = file.read(_HEADER_BYTES)
-    data = Path(path)
     named = _DATA_FILE.search(head)
-    if named and named[1].strip().upper() != b"LOCAL":
-        data = data.parent / os.fsdecode(named[1].strip())
-    elif str(path).lower().endswith((".hdr", ".img")):
+    data = _data_path(path, named)
+    if data == Path(path) and str(path).lower().endswith((".hdr", ".img")):
         data = data.with_suffix(".img")
     if b"\0" in bytes(data) or not os.path.isfile(data):
         if named and not named[1].strip().upper().startswith(b"LIST") and b"%" not in named[1]:
@@ -298,6 +293,13 @@ def _most_bytes(path: str | os.PathLike[str]) -> float:
         return math.inf
     raw = _RAW.search(head) or data.suffix.lower() in (".nii", ".img")
     return os.path.getsize(data) * (1 if raw else _MOST_EXPANSION)
+
+
+def _data_path(path: str | os.PathLike[str], named: re.Match[bytes] | None) -> Path:
+    """The file that has the voxels: the one that the header names, or the header's own."""
+    if named is None or named[1].strip().upper() == b"LOCAL":
+        return Path(path)
+    return Path(path).parent / os.fsdecode(named[1].strip())
 
 
 def _check_nrrd(path: str | os.PathLike[str]) -> None:
@@ -338,7 +340,7 @@ def _check_deflated(path: str | os.PathLike[str]) -> None:
     if named is None or not re.search(rb"^CompressedData[ \t]*=[ \t]*True", head, re.MULTILINE):
         return
     local = named[1].strip().upper() == b"LOCAL"
-    data = path if local else Path(path).parent / os.fsdecode(named[1].strip())
+    data = _data_path(path, named)
     told = re.search(rb"^CompressedDataSize[ \t]*=[ \t]*(\d+)", head, re.MULTILINE)
     if told and os.path.isfile(data) and float(told[1]) > os.path.getsize(data):  # ITK would ask for that memory
         raise InputError(f"{path}: its CompressedDataSize is more than there is; copy or export it again")
@@ -398,7 +400,7 @@ def _check_complete(path: str | os.PathLike[str]) -> None:
             complete = os.path.getsize(data) >= expected
     except (OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, ValueError, OverflowError) as error:
         raise _unreadable(path, error) from None
-    if min(voxels.shape, default=0) < 1:
+    if min(voxels.shape, default=0) < 1 or voxels.offset < 0:
         raise InputError(f"{path}: its header is damaged; copy or export it again")
     if not complete:
         raise InputError(f"{path}: is cut short, its last voxels are missing; copy or export it again")
