@@ -1,8 +1,9 @@
 """python scripts/eval_dirlab.py data=dirlab out=runs/table4 methods='[stnerp_fast,elastix_bspline]' cases='[1,2]'
 
 Table IV: register end of inhalation (T00, the reference) to end of exhalation (T50, the target) of DIR-Lab's 4D
-CTs, and measure how far T50's 300 landmarks, mapped to T00, are from where they are there. Without methods= and
-cases=: those of the config. data=dirlab_phantom writes stand-ins first and takes those.
+CTs, and measure how far T50's 300 landmarks, mapped to T00, are from where they are there, and how well T00's
+lungs, found by thresholds, meet T50's. Without methods= and cases=: those of the config.
+data=dirlab_phantom writes stand-ins first and takes those.
 
 Writes into the run directory: config.yaml, results/ (a .json per case and method), and what they add up to:
 metrics.csv (a row each), landmarks.csv (the error of each landmark), table_4.md; eval_dirlab.log. The same command
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from results import Record, check_common, check_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 
 from stnerp import Grid, InputError, MissingFileError
-from stnerp.baselines.pair import check_align
+from stnerp.baselines.pair import PairRegistration, check_align
 from stnerp.io.dirlab import DirLabCase
-from stnerp.metrics import folding, tre_mm, tre_summary
+from stnerp.lungs import body_of, lungs_of
+from stnerp.metrics import dice, folding, surface_distances_mm, tre_mm, tre_summary
 from stnerp.window import Window
 
 INHALED, EXHALED = 0, 50  # phases T00 and T50
@@ -115,6 +117,19 @@ class Pair:
             self._read = (*images, time.perf_counter() - start)
         return self._read
 
+    @cached_property
+    def lungs(self) -> tuple[sitk.Image, sitk.Image] | None:
+        """Both lungs of the reference and of the target; the set has no contours, so they are found by thresholds.
+
+        None, and a warning, where there are none.
+        """
+        try:
+            reference, target = (lungs_of(image, body_of(image)) for image in self.images()[:2])
+        except InputError as error:
+            logger.warning("case %d: no Dice and HD95 of lungs: %s", self.case.number, error)
+            return None
+        return reference, target
+
     def compare_with_published(self) -> None:
         """Warn where the landmarks are not as far apart as the owners say: a sample of theirs is within 10 %."""
         apart = float(tre_mm(self.target_mm, self.reference_mm).mean())
@@ -139,11 +154,21 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "tre_before_mean_mm": float(tre_mm(pair.target_mm, pair.reference_mm).mean()),
         **tre_summary(predicted_mm, pair.reference_mm, grid),
+        **(meeting_of_lungs(found, *pair.lungs) if pair.lungs else {}),
         **folding(jacobian_by_slabs(found.displacement)),
         "seconds": seconds,
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
         "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),
     }
+
+
+def meeting_of_lungs(
+    found: PairRegistration, reference_lungs: sitk.Image, target_lungs: sitk.Image
+) -> dict[str, float]:
+    """Dice and HD95 in mm of the reference's lungs, carried to the target, with the target's own."""
+    carried = found.propagate(reference_lungs)
+    distances = surface_distances_mm(carried, target_lungs)
+    return {"dice_lungs": dice(carried, target_lungs), "hd95_lungs_mm": distances["hd95_mm"]}
 
 
 def say(name: str, record: Record, new: bool) -> None:

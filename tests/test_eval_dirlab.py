@@ -159,6 +159,9 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
 
     replaced(monkeypatch, "idir", motion(inverse=False))
     replaced(monkeypatch, "cycle_idir", motion(inverse=True))
+    # At 10 mm a lung is a handful of voxels: its opening would leave half of them.
+    thresholds = importlib.import_module("eval_dirlab")
+    monkeypatch.setattr(thresholds, "lungs_of", lambda image, body: (image < -500) & body)
     arguments = on_stand_ins(stand_ins)
     run(tmp_path, *arguments, f"cases=[{number}]", "methods=[no_motion,idir,cycle_idir]")
     still, right, wrong = (float(row["tre_mean_mm"]) for row in rows_of(tmp_path / "metrics.csv"))
@@ -168,6 +171,11 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     assert snapped.mean() < floor.mean()
     # A voxel of 10 mm: rounding is a good half of it, the motion is up to 25 mm.
     assert right < 6 < still < wrong
+    # Lungs, found by thresholds in each image: the motion brings them together.
+    still, right, wrong = (float(row["dice_lungs"]) for row in rows_of(tmp_path / "metrics.csv"))
+    assert wrong < still < 0.85 < right
+    still, right, wrong = (float(row["hd95_lungs_mm"]) for row in rows_of(tmp_path / "metrics.csv"))
+    assert right <= 10 < still <= wrong
 
 
 def test_stand_ins_have_the_owners_grids_and_their_own_motion(stand_ins: Path, tmp_path: Path) -> None:
