@@ -22,11 +22,11 @@ import numpy as np
 import SimpleITK as sitk
 from answers import jacobian_by_slabs
 from configuration import DictConfig, hydra
-from dirlab_data import case_of, section_of
+from dirlab_data import case_of, known_reference_mm, section_of
 from dirlab_table import sorted_records, write_tables
 from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
-from results import Record, check_common, check_methods, recorded
+from results import Record, check_common, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 
 from stnerp import Grid, InputError, MissingFileError
@@ -42,10 +42,9 @@ INHALED, EXHALED = 0, 50  # phases T00 and T50
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_dirlab")
 def main(config: DictConfig) -> None:
     with run_directory(config, "eval_dirlab", ()) as out:
-        cases, methods, options = plain(config.cases), plain(config.methods), plain(config.options) or {}
-        methods = list(METHODS) if methods == "all" else methods
+        cases, options = plain(config.cases), plain(config.options) or {}
         check_cases(cases)
-        check_methods(methods, options, METHODS)
+        methods = chosen_methods(plain(config.methods), options, METHODS)
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
         check_align(common["align"])
@@ -62,13 +61,15 @@ def main(config: DictConfig) -> None:
         for number in dict.fromkeys(cases):
             try:
                 pair = Pair(case_of(common["data"], number))
+                if common["data"]["kind"] == "dirlab_phantom":
+                    pair.known_mm = known_reference_mm(common["data"], number)
             except InputError as error:
                 missing[number] = str(error)
                 logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
                 continue
             if common["data"]["kind"] == "dirlab":
                 pair.compare_with_published()
-            for method in dict.fromkeys(methods):
+            for method in methods:
                 arguments = {
                     "case": number,
                     "method": method,
@@ -107,6 +108,7 @@ class Pair:
         for phase in (INHALED, EXHALED):
             if phase not in case.phases:
                 case.image(phase)  # says what is missing
+        self.known_mm: np.ndarray | None = None  # where the target's landmarks come from, of a stand-in
         self._read: tuple[sitk.Image, sitk.Image, float] | None = None
 
     def images(self) -> tuple[sitk.Image, sitk.Image, float]:
@@ -154,11 +156,21 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "tre_before_mean_mm": float(tre_mm(pair.target_mm, pair.reference_mm).mean()),
         **tre_summary(predicted_mm, pair.reference_mm, grid),
+        **({} if pair.known_mm is None else errors_of_motion(predicted_mm, pair.known_mm)),
         **(meeting_of_lungs(found, *pair.lungs) if pair.lungs else {}),
         **folding(jacobian_by_slabs(found.displacement)),
         "seconds": seconds,
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
         "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),
+    }
+
+
+def errors_of_motion(predicted_mm: np.ndarray, known_mm: np.ndarray) -> dict[str, float]:
+    """Distances in mm from where a stand-in's own motion takes the landmarks: nothing is rounded to voxels."""
+    errors_mm = tre_mm(predicted_mm, known_mm)
+    return {
+        "motion_error_mean_mm": float(errors_mm.mean()),
+        "motion_error_p95_mm": float(np.percentile(errors_mm, 95)),
     }
 
 

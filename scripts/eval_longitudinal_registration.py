@@ -26,7 +26,7 @@ from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
 from pair_methods import LABELS, METHODS
 from published import TABLE_5
-from results import Record, check_methods, recorded
+from results import Record, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
 from series_tables import Row, image_rows, means, seconds, write_report
@@ -51,8 +51,8 @@ the lungs, elsewhere its answers mean little. Paper: its Table V, on its own fiv
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_longitudinal_registration")
 def main(config: DictConfig) -> None:
     with run_directory(config, "eval_longitudinal_registration", ()) as out:
-        methods, options, schemes = plain(config.methods), plain(config.options) or {}, plain(config.schemes)
-        check_methods(methods, options, METHODS)
+        options, schemes = plain(config.options) or {}, plain(config.schemes)
+        methods = chosen_methods(plain(config.methods), options, METHODS)
         if not (isinstance(schemes, list) and schemes and set(schemes) <= set(SCHEMES)):
             raise InputError(f"schemes: {schemes!r} must be a list of {', '.join(SCHEMES)}")
         start_anew(config, out)
@@ -61,7 +61,7 @@ def main(config: DictConfig) -> None:
         wanted_of = partial(pairs_of, schemes=schemes)
         for number, patient, section, pairs in readable_cases(config, missing, wanted_of):
             common = common_of(config)
-            for method in dict.fromkeys(methods):
+            for method in methods:
                 for scheme, earlier, later in pairs:
                     stem = f"case{number:02d}-{scheme}{earlier + 1}to{later + 1}-{method}"
                     arguments = {

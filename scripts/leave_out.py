@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
 from data import PatientData, load_data
-from results import Record, check_common, check_methods, read_records, recorded
+from results import Record, check_common, chosen_methods, read_records, recorded
 from run_directory import logger, plain
 from saved_slices import save_slices
 from series_methods import METHODS, Kept
@@ -115,15 +115,15 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     Raises:
         InputError: unknown methods, scans that can't be left out, or no case at all.
     """
-    methods, options = plain(config.methods), plain(config.options) or {}
-    check_methods(methods, options, METHODS)
+    options = plain(config.options) or {}
+    methods = chosen_methods(plain(config.methods), options, METHODS)
     scans = plain(config.held_out)
     start_anew(config, out)
     missing: dict[str, str] = {}
     for number, patient, section, held_out in readable_cases(config, missing, partial(indices_of, scans)):
         common = common_of(config)
         settings = {**common, "align": align_of(config, patient)}
-        for method in dict.fromkeys(methods):
+        for method in methods:
             kept: Kept = {}
             for scan, index in zip(scans, held_out, strict=True):
                 stem = f"case{number:02d}-without{scan}-{method}"

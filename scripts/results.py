@@ -74,16 +74,22 @@ def record_of(path: Path) -> Record:
     return record
 
 
-def check_methods(methods: object, options: object, known: Collection[str]) -> None:
-    """Raises InputError unless methods are a list and options a mapping of mappings, all of known names."""
+def chosen_methods(methods: object, options: object, known: Collection[str]) -> list[str]:
+    """The names in a list of methods, each once; `all`: every known one.
+
+    Raises:
+        InputError: methods that aren't a list, options that aren't a mapping of mappings, or unknown names.
+    """
+    methods = list(known) if methods == "all" else methods
     if not (isinstance(methods, list) and methods):
-        raise InputError(f"methods: {methods!r} must be a list, '[...]'")
+        raise InputError(f"methods: {methods!r} must be a list, '[...]', or all")
     if not (isinstance(options, dict) and all(isinstance(value, dict) for value in options.values())):
         raise InputError(f"options: {options!r} must be settings by method, '{{idir: {{iterations: 500}}}}'")
     for name, given in {"methods": methods, "options": options}.items():
         unknown = [str(method) for method in given if method not in known]
         if unknown:
             raise InputError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return list(dict.fromkeys(methods))
 
 
 def check_common(folder: Path, common: Mapping[str, Any]) -> None:

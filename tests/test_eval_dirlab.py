@@ -25,6 +25,15 @@ from stnerp.metrics import jacobian_determinant
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SCALE = 0.1  # 10 mm voxels, a handful of steps: what comes out is no good, but it comes out in a second
 QUICK = "options={stnerp_fast: {levels: [[20,30,3]]}}"
+PAPER = "levels: [[20,20,2]], width: 16, fourier_width: 8"
+PAPER_REF = "{iterations: 2, width: 16, fourier_width: 8}"
+CNN = "spacings_mm: [32], iterations: [2]"
+FEW_STEPS = (
+    "{stnerp_fast: {levels: [[20,30,2]]}, stnerp_fast_prior: {levels: [[20,30,2]], ref_net: {iterations: 2}}, "
+    f"stnerp_paper: {{{PAPER}, ref_net: {PAPER_REF}}}, stnerp_paper_without_prior: {{{PAPER}}}, "
+    f"dlir: {{{CNN}}}, anatomy_cnn: {{{CNN}}}, idir: {{iterations: 2, points_per_step: 100}}, "
+    "cycle_idir: {iterations: 2, points_per_step: 100}}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +147,20 @@ def test_a_run_resumes_survives_and_grows(
     assert [row["failure"] for row in rows_of(tmp_path / "metrics.csv")] == ["", "ValueError: no luck"]
 
 
+def test_every_method_finishes(tmp_path: Path, stand_ins: Path) -> None:
+    """Or its package isn't installed, and the record says which and how to get it."""
+    run(tmp_path, *on_stand_ins(stand_ins), "cases=[6]", "methods=all", f"options={FEW_STEPS}")
+    methods = importlib.import_module("pair_methods").METHODS
+    for row in rows_of(tmp_path / "metrics.csv"):
+        if row["failure"]:
+            assert "pip install 'stnerp[peers]'" in row["failure"], row["method"]
+            assert row["method"] in ("ants_syn", "elastix_bspline", "greedy", "convexadam")
+        else:
+            assert np.isfinite(float(row["tre_mean_mm"])), row["method"]
+            assert row["folded_voxels"].isdecimal()
+    assert {row["method"] for row in rows_of(tmp_path / "metrics.csv")} == set(methods)
+
+
 def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +192,8 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     # Linear between voxels, against the motion itself.
     assert right == pytest.approx(floor.mean(), abs=0.2)
     assert snapped.mean() < floor.mean()
+    to_motion = [float(row["motion_error_mean_mm"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert to_motion[1] < 0.2 < 6 < to_motion[0] < to_motion[2]  # the same, without the rounding of landmarks
     # A voxel of 10 mm: rounding is a good half of it, the motion is up to 25 mm.
     assert right < 6 < still < wrong
     # Lungs, found by thresholds in each image: the motion brings them together.
@@ -221,6 +246,7 @@ def test_the_owners_files_with_nothing_edited(
     table = (out / "table_4.md").read_text(encoding="utf-8")
     assert "no folder Case2Pack" in table
     assert "tand-in" not in table
+    assert "motion_error_mean_mm" not in row
     shutil.rmtree(folder)
     assert WEBSITE in refused(capsys, tmp_path / "other", "data=dirlab", "cases=[1]", "methods=[no_motion]")
     # What was measured stays, whether or not the data does.

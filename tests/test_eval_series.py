@@ -6,17 +6,23 @@ import csv
 import importlib
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 from conftest import composed, optional
+from test_eval_dirlab import FEW_STEPS
 from test_scripts import run as run_script
 
+from stnerp.appearance import fit_flow
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
+from stnerp.presets import FLOW, Level
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # A handful of steps: what comes out is no good, but it comes out in a second.
@@ -108,6 +114,29 @@ def test_every_method_has_its_rows(ablation: Path) -> None:
             assert all(bool(row["dice_Tumor"]) is (method != "linear_blend") for row in own)
             assert all(bool(row["tre_mean_mm"]) is (method != "linear_blend") for row in own)
             assert all(bool(row["sd_log_jacobian"]) is not copies for row in own)
+
+
+def test_every_method_finishes(stand_ins: Path, tmp_path: Path) -> None:
+    """Or its package isn't installed, and the record says which and how to get it."""
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]", "methods=all"]
+    few = yaml.safe_load(FEW_STEPS)
+    few |= {
+        "stnerp_fast_blend": few["stnerp_fast"],
+        "stnerp_fast_without_t": few["stnerp_fast_prior"],
+        "stnerp_paper_without_t": few["stnerp_paper"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stnerp.fit.fit_flow", partial(fit_flow, settings=replace(FLOW, levels=(Level(20, 30, 2),))))
+        run("eval_longitudinal_ablation", tmp_path, *arguments, f"options={few}".replace("'", ""))
+    results = importlib.import_module("results")
+    records = {r["arguments"]["method"]: r for r in results.read_records(tmp_path / "results")}
+    assert records.keys() == importlib.import_module("series_methods").METHODS.keys()
+    for method, record in records.items():
+        if record["failure"]:
+            assert "pip install 'stnerp[peers]'" in record["failure"], method
+            assert method in ("ants_syn", "elastix_bspline", "greedy", "convexadam")
+        else:
+            assert any(row["unseen"] and np.isfinite(row["psnr_db"]) for row in record["result"]["images"]), method
 
 
 def test_the_known_motion_scores_best(ablation: Path) -> None:
