@@ -269,7 +269,7 @@ def _moving(
 ) -> torch.Tensor:
     """An image of the series on the pre-aligned reference, at twice the level's resolution."""
     image, grid = series.images[index], series.grid
-    sigma_mm = settings.smoothing * (level.spacing_mm or 0.0)
+    sigma_mm = level.sigma_mm(grid, settings.smoothing)
     values, _ = on_grid(
         normalised(image, series.window),
         Grid.of(image),

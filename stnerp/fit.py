@@ -310,7 +310,7 @@ class _Level:
         )
         half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
         self.half_extent_mm = half_extent_mm[:, None, None, None]
-        sigma_mm = settings.smoothing * (level.spacing_mm or 0.0)
+        sigma_mm = level.sigma_mm(grid, settings.smoothing)
         # The reference is read between its voxels, so it is kept at twice the resolution.
         fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
         self.reference = _tensor(fine, device)
