@@ -101,10 +101,10 @@ def breathing_phantom(number: int, made: Mapping[str, Any]) -> tuple[Phantom, fl
     return Phantom(grid=around, motion=motion, noise_hu=made["noise_hu"], seed=made["seed"]), shrunk
 
 
-def known_reference_mm(section: Section, number: int) -> np.ndarray:
+def known_reference_mm(section: Section, case: DirLabCase) -> np.ndarray:
     """Where a stand-in's own motion takes its target's landmarks (300, 3), not rounded to voxels."""
-    target_mm = case_of(section, number).landmarks(EXTREME_PHASES[1])
-    phantom, shrunk = breathing_phantom(number, made_from(section, number))
+    target_mm = case.landmarks(EXTREME_PHASES[1])
+    phantom, shrunk = breathing_phantom(case.number, made_from(section, case.number))
     origin = np.asarray(phantom.grid.origin_mm)
     return (phantom.map_points(target_mm * shrunk + origin, EXTREME_PHASES[1] / 100) - origin) / shrunk
 
@@ -112,7 +112,7 @@ def known_reference_mm(section: Section, number: int) -> np.ndarray:
 def known_motion_errors_mm(section: Section, number: int) -> tuple[np.ndarray, np.ndarray]:
     """What the motion that a stand-in was made with scores on its landmarks: errors (300,), and snapped."""
     case = case_of(section, number)
-    found_mm, reference_mm = known_reference_mm(section, number), case.landmarks(EXTREME_PHASES[0])
+    found_mm, reference_mm = known_reference_mm(section, case), case.landmarks(EXTREME_PHASES[0])
     snapped_mm = case.grid.index_to_world(np.rint(case.grid.world_to_index(found_mm)))
     return tre_mm(found_mm, reference_mm), tre_mm(snapped_mm, reference_mm)
 

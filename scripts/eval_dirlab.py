@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from answers import jacobian_by_slabs
+from answers import jacobian_by_slabs, summary_of_errors
 from configuration import DictConfig, hydra
 from dirlab_data import case_of, known_reference_mm, section_of
 from dirlab_table import sorted_records, write_tables
@@ -60,9 +60,9 @@ def main(config: DictConfig) -> None:
         missing: dict[int, str] = {}
         for number in dict.fromkeys(cases):
             try:
-                pair = Pair(case_of(common["data"], number))
-                if common["data"]["kind"] == "dirlab_phantom":
-                    pair.known_mm = known_reference_mm(common["data"], number)
+                case = case_of(common["data"], number)
+                known = common["data"]["kind"] == "dirlab_phantom"
+                pair = Pair(case, known_reference_mm(common["data"], case) if known else None)
             except InputError as error:
                 missing[number] = str(error)
                 logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
@@ -102,13 +102,12 @@ class Pair:
         InputError: landmarks that aren't usable, or (MissingFileError) landmarks or images that aren't there.
     """
 
-    def __init__(self, case: DirLabCase) -> None:
-        self.case = case
+    def __init__(self, case: DirLabCase, known_mm: np.ndarray | None = None) -> None:
+        self.case, self.known_mm = case, known_mm  # where the target's landmarks come from, of a stand-in
         self.reference_mm, self.target_mm = case.landmarks(INHALED), case.landmarks(EXHALED)
         for phase in (INHALED, EXHALED):
             if phase not in case.phases:
                 case.image(phase)  # says what is missing
-        self.known_mm: np.ndarray | None = None  # where the target's landmarks come from, of a stand-in
         self._read: tuple[sitk.Image, sitk.Image, float] | None = None
 
     def images(self) -> tuple[sitk.Image, sitk.Image, float]:
@@ -167,11 +166,8 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def errors_of_motion(predicted_mm: np.ndarray, known_mm: np.ndarray) -> dict[str, float]:
     """Distances in mm from where a stand-in's own motion takes the landmarks: nothing is rounded to voxels."""
-    errors_mm = tre_mm(predicted_mm, known_mm)
-    return {
-        "motion_error_mean_mm": float(errors_mm.mean()),
-        "motion_error_p95_mm": float(np.percentile(errors_mm, 95)),
-    }
+    summary = summary_of_errors(tre_mm(predicted_mm, known_mm))
+    return {f"motion_error_{name}": summary[name] for name in ("mean_mm", "p95_mm")}
 
 
 def meeting_of_lungs(

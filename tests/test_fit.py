@@ -79,8 +79,8 @@ def test_known_motion_is_found(
     model = fit_deformation(phantom_series, prior, **chosen)
     for t in phantom_series.times[1:]:
         before = tre_mm(model, phantom, t, times=0)
-        # 5 to 8 mm of motion in voxels of 10 mm: after a second's fit about half of it is gone, and mostly more.
-        assert tre_mm(model, phantom, t) < 0.6 * before
+        # 5 to 8 mm of motion in voxels of 10 mm: half of it is gone after a second's fit, and mostly more.
+        assert tre_mm(model, phantom, t) < 0.55 * before
         # The other direction doubles it.
         assert tre_mm(model, phantom, t, times=-1) > 1.4 * before
     assert (sitk.GetArrayFromImage(model.jacobian(0.5)) > 0).all()
