@@ -76,7 +76,7 @@ class Level:
         return grid.with_spacing((x, y, z))
 
     def sigma_mm(self, grid: Grid, smoothing: float) -> float:
-        """σ of the Gaussian before comparing: in units of the level's spacing, or of the grid's finest if that is wider."""
+        """σ of the Gaussian before comparing, in units of the level's spacing or, if wider, the grid's finest."""
         if self.spacing_mm is None:
             return 0.0
         return smoothing * max(self.spacing_mm, min(grid.spacing_mm))
@@ -107,7 +107,8 @@ class DefNetSettings:
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
-        smoothing: σ of the Gaussian before comparing at a level, in units of its spacing (of the scan's finest, if that is wider).
+        smoothing: σ of the Gaussian before comparing at a level, in units of its spacing (of the scan's finest, if
+            that is wider).
         diffusion, bending, total_variation: weights of the penalties on the whole velocity.
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         contours, landmarks: weights of the distance (mm) of known contours and landmarks from the reference's,
