@@ -432,7 +432,7 @@ def through(patient: Patient, folder: Path) -> Row:
     row |= {
         "functions": model.def_net.time_basis.size,
         "lattice": model.lattice.voxels,
-        "steps": sum(level.iterations for level in levels),
+        "steps": len(model.history),
     }
     row |= _answers(patient, series, model, folder)
     done("answers")

@@ -208,7 +208,9 @@ def _optimise(
     """Train `net` in place, level by level; returns the loss and its terms at each step."""
     detail = net.detail if isinstance(net, FactorisedDefNet) else None
     adam = torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
-    steps = sum(level.iterations for level in settings.levels)
+    fitted = fitted_images(series, settings)
+    lengths = [level.steps(series.grid, len(fitted), settings.voxels_per_step) for level in settings.levels]
+    steps = sum(lengths)
     optimisers: list[torch.optim.Optimizer] = [adam]
     schedules = [cosine(adam, steps)] if settings.decay == "cosine" else []
     history: list[dict[str, Any]] = []  # tensors until they are looked at: reading one waits for the GPU
@@ -232,8 +234,8 @@ def _optimise(
     with fit.stage("def_net", state), tqdm(total=steps, desc="Def-Net", disable=not progress) as bar:
         bar.update(state.step)
         reference, until = None, 0
-        for number, level in enumerate(settings.levels):
-            until += level.iterations
+        for number, (level, length) in enumerate(zip(settings.levels, lengths, strict=True)):
+            until += length
             if state.step >= until:
                 continue  # done before the fit was interrupted
             if reference is None:
@@ -242,15 +244,15 @@ def _optimise(
                 )
             images = _Level(net, ref_net, reference, series, alignments, settings, guides, level)
             if images.detailed is not None and len(optimisers) == 1:
-                free_the_detail(sum(later.iterations for later in settings.levels[number:]))
-            if level.learning_rate is not None and state.step == until - level.iterations:
+                free_the_detail(sum(lengths[number:]))
+            if level.learning_rate is not None and state.step == until - length:
                 adam.state.clear()
                 adam.param_groups[0].update(lr=level.learning_rate, initial_lr=level.learning_rate)
                 if schedules:
-                    schedules[0] = state.parts["schedule"] = cosine(adam, level.iterations)
+                    schedules[0] = state.parts["schedule"] = cosine(adam, length)
             for step in fit.steps(until):
                 net.zero_grad(set_to_none=True)
-                values = images.backward(_chosen_times(fitted_images(series, settings), level, draw), draw)
+                values = images.backward(_chosen_times(fitted, level, draw), draw)
                 for optimiser in optimisers:
                     optimiser.step()
                 for schedule in schedules:

@@ -240,6 +240,13 @@ def slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
         yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
 
 
+def slab_count(shape: tuple[int, int, int], voxels_per_step: int | None) -> int:
+    """In how many slabs of about so many voxels an array is looked at; none is thinner than four slices."""
+    if voxels_per_step is None:
+        return 1
+    return max(1, min(round(np.prod(shape) / voxels_per_step), shape[0] // 4))
+
+
 def random_slabs(
     shape: tuple[int, int, int],
     voxels_per_step: int | None,
@@ -252,9 +259,8 @@ def random_slabs(
 
     Neighbours overlap by `overlap` slices at both ends: windows that a cut would halve lie whole in one of them.
     """
-    slices = shape[0]
-    count = 1 if voxels_per_step is None else min(max(round(np.prod(shape) / voxels_per_step), 1), slices // 4)
-    if count <= 1:
+    slices, count = shape[0], slab_count(shape, voxels_per_step)
+    if count == 1:
         return [slice(0, slices)] * number
     chosen = (draw.permutation(number) + draw.integers(count)) % count
     return [

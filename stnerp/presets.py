@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, slab_count
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Level:
     Attributes:
         spacing_mm: spacing of the voxels that are compared, never finer than the reference's own; None: its own.
         lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
-        iterations: steps of Adam.
+        iterations: steps of Adam, where a step looks at every voxel (see `steps`).
         times_per_step: target times that a step looks at, drawn anew for each; None: all of them.
         learning_rate: of a new Adam for the network, falling along a cosine over this level alone; None: the fit's
             goes on. Gradients of fine images are larger, and steps of the size that coarse ones want throw the
@@ -74,6 +74,15 @@ class Level:
             return grid
         x, y, z = (max(self.spacing_mm / refine, s) for s in grid.spacing_mm)
         return grid.with_spacing((x, y, z))
+
+    def steps(self, grid: Grid, targets: int, voxels_per_step: int | None) -> int:
+        """Steps of Adam: √n times `iterations` where a step looks at an n-th of the voxels alone.
+
+        Of each target it looks at a slab, of different ones at different slabs, as far as they go round: a series
+        is seen whole in every step where one pair of the same size is not, and stops too early.
+        """
+        slabs = slab_count(self.voxels(grid).shape, voxels_per_step)
+        return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
 
     def sigma_mm(self, grid: Grid, smoothing: float) -> float:
         """σ of the Gaussian before comparing, in units of the level's spacing or, if wider, the grid's finest."""

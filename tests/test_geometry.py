@@ -9,7 +9,7 @@ import torch
 from conftest import ORIGIN, SIZE, SPACING
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, apply_affine, cube_points, index_points, random_slabs
+from stnerp.geometry import Grid, apply_affine, cube_points, index_points, random_slabs, slab_count
 
 # float64 throughout: coordinates of about 100 mm carry rounding errors near 1e-14, sums of a few near 1e-13.
 EXACT = 1e-11
@@ -244,3 +244,14 @@ def test_slabs_of_one_step_show_all_slices() -> None:
     alone = {random_slabs((30, 10, 10), 1000, 1, draw)[0].start for _ in range(50)}
     assert alone == {0, 8, 18}  # no slab is left out where a step sees one image
     assert random_slabs((30, 10, 10), None, 2, draw) == [slice(0, 30)] * 2
+
+
+def test_as_many_slabs_as_are_counted() -> None:
+    draw = np.random.default_rng(0)
+    for shape, voxels in (((30, 10, 10), 1000), ((30, 10, 10), 1250), ((9, 50, 50), 100), ((3, 50, 50), 100)):
+        drawn = {slab.start for slab in random_slabs(shape, voxels, 200, draw)}
+        assert len(drawn) == slab_count(shape, voxels)
+    assert slab_count((30, 10, 10), 1000) == 3
+    assert slab_count((30, 10, 10), 10**6) == slab_count((30, 10, 10), None) == 1
+    assert slab_count((9, 50, 50), 100) == 2  # of four slices at least
+    assert slab_count((3, 50, 50), 100) == 1

@@ -48,6 +48,17 @@ def test_presets_by_name() -> None:
         preset_of("faster")
 
 
+def test_more_steps_where_one_sees_a_part() -> None:
+    grid = Grid(size=(64, 64, 64), spacing_mm=(2.0, 2.0, 2.0))
+    level = Level(2, 4, 45)
+    assert level.steps(grid, 1, None) == level.steps(grid, 1, 64**3) == 45
+    assert level.steps(grid, 1, 64**3 // 4) == 90  # a quarter at a time: √4 times as many
+    assert level.steps(grid, 2, 64**3 // 4) == 64  # two images show two quarters
+    assert level.steps(grid, 4, 64**3 // 4) == level.steps(grid, 9, 64**3 // 4) == 45
+    assert Level(2, 4, 45, times_per_step=1).steps(grid, 9, 64**3 // 4) == 90
+    assert Level(4, 4, 45).steps(grid, 1, 64**3 // 4) == 45  # an eighth of the voxels
+
+
 def test_changes_leave_the_rest() -> None:
     changed = with_changes(FAST.def_net, {"width": 64, "loss": "mse"})
     assert (changed.width, changed.loss) == (64, "mse")
