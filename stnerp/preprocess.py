@@ -58,7 +58,8 @@ def on_grid(
     resampler.SetTransform(transform)
     resampler.SetInterpolator(sitk.sitkLinear)
     covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
-    if moved and sigma_mm < EVEN_NOISE * max(coarse.spacing_mm):
+    # Of an axis of two voxels ITK's splines read what lies beyond the image in memory.
+    if moved and sigma_mm < EVEN_NOISE * max(coarse.spacing_mm) and min(coarse.size) > 2:
         resampler.SetInterpolator(sitk.sitkBSpline)
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
