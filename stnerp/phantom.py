@@ -197,7 +197,9 @@ class MovedImage(MovingScene):
             return sitk.Image(self._image)
         array = sitk.GetArrayViewFromImage(self._image)
         lowest, highest = float(array.min()), float(array.max())
-        moved = sitk.GetArrayFromImage(self._pull(self._image, displacement, sitk.sitkBSpline, sitk.sitkFloat32))
+        # Of an axis of two voxels ITK's splines read what lies beyond the image in memory.
+        interpolator = sitk.sitkBSpline if min(self.grid.size) > 2 else sitk.sitkLinear
+        moved = sitk.GetArrayFromImage(self._pull(self._image, displacement, interpolator, sitk.sitkFloat32))
         moved += _noise(self.grid.shape, self.noise_hu, self.seed, t)
         moved = np.clip(moved, lowest, highest)
         if np.issubdtype(array.dtype, np.integer):
