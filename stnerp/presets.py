@@ -125,7 +125,8 @@ class DefNetSettings:
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
         voxels_per_step: about how many voxels of a target a step looks at, a slab of slices drawn anew
-            each time, so that time and memory don't grow with the image; None: all of them.
+            each time, so that memory doesn't grow with the image, and time with its root (`Level.steps`);
+            None: all of them.
     """
 
     form: Literal["factorised", "space_time"] = "factorised"
