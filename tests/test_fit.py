@@ -443,6 +443,14 @@ def test_a_fit_does_not_depend_on_the_number_of_threads(phantom_series: Series) 
     assert_alike(two, one)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_fits_what_the_cpu_fits(phantom_series: Series) -> None:
+    # Start and draws are made on the CPU; float32 sums in another order are all that differs (no TF32 here).
+    settings = {**BRIEF, "levels": [(20, 20, 3), (15, 20, 3)], "detail_mm": None}
+    gpu = fit_deformation(phantom_series, None, **{**settings, "device": "cuda"})
+    assert_alike(gpu, fit_deformation(phantom_series, None, **settings))
+
+
 def assert_alike(a: STNeRP, b: STNeRP) -> None:
     """The same fit, but for the rounding of its sums."""
     for mine, theirs in zip(a.history, b.history, strict=True):
