@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple
 from stnerp.motion import Breathing, Ellipse, Motion, Sliding
+from stnerp.preprocess import cubic_interpolator
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +198,7 @@ class MovedImage(MovingScene):
             return sitk.Image(self._image)
         array = sitk.GetArrayViewFromImage(self._image)
         lowest, highest = float(array.min()), float(array.max())
-        # Of an axis of two voxels ITK's splines read what lies beyond the image in memory.
-        interpolator = sitk.sitkBSpline if min(self.grid.size) > 2 else sitk.sitkLinear
+        interpolator = cubic_interpolator(self.grid)
         moved = sitk.GetArrayFromImage(self._pull(self._image, displacement, interpolator, sitk.sitkFloat32))
         moved += _noise(self.grid.shape, self.noise_hu, self.seed, t)
         moved = np.clip(moved, lowest, highest)

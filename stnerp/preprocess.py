@@ -58,11 +58,18 @@ def on_grid(
     resampler.SetTransform(transform)
     resampler.SetInterpolator(sitk.sitkLinear)
     covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
-    # Of an axis of two voxels ITK's splines read what lies beyond the image in memory.
-    if moved and sigma_mm < EVEN_NOISE * max(coarse.spacing_mm) and min(coarse.size) > 2:
-        resampler.SetInterpolator(sitk.sitkBSpline)
+    if moved and sigma_mm < EVEN_NOISE * max(coarse.spacing_mm):
+        resampler.SetInterpolator(cubic_interpolator(coarse))
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
+
+
+def cubic_interpolator(grid: Grid) -> int:
+    """SimpleITK's cubic B-splines; linear where an axis has no more than two voxels.
+
+    Of an axis of two they read what lies beyond the image in memory.
+    """
+    return sitk.sitkBSpline if min(grid.size) > 2 else sitk.sitkLinear
 
 
 def gaussian_resize(

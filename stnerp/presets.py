@@ -55,7 +55,7 @@ class Level:
     Attributes:
         spacing_mm: spacing of the voxels that are compared, never finer than the reference's own; None: its own.
         lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
-        iterations: steps of Adam, where a step looks at every voxel (see `steps`).
+        iterations: steps of Adam, where a step looks at every voxel (else see `steps`).
         times_per_step: target times that a step looks at, drawn anew for each; None: all of them.
         learning_rate: of a new Adam for the network, falling along a cosine over this level alone; None: the fit's
             goes on. Gradients of fine images are larger, and steps of the size that coarse ones want throw the
@@ -125,8 +125,8 @@ class DefNetSettings:
         learning_rate, decay: of Adam; constant, or falling along a cosine over all levels.
         levels: coarse to fine.
         voxels_per_step: about how many voxels of a target a step looks at, a slab of slices drawn anew
-            each time, so that memory doesn't grow with the image, and time with its root (`Level.steps`);
-            None: all of them.
+            each time, so that what is compared in a step doesn't grow with the image; how many steps a level
+            then takes: `Level.steps`. None: all of them.
     """
 
     form: Literal["factorised", "space_time"] = "factorised"
@@ -204,7 +204,8 @@ PAPER = Preset(
     ),
 )
 
-# Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset.
+# Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset. Its levels take their
+# iterations as they are, also where a step looks at a part.
 FLOW = DefNetSettings(
     squarings=5,
     detail_mm=None,

@@ -243,13 +243,13 @@ def test_some_times_per_step(phantom: Phantom, phantom_series: Series) -> None:
 @pytest.mark.parametrize("loss", ["local_ncc", "mse"])
 def test_some_voxels_per_step(phantom: Phantom, phantom_series: Series, loss: str) -> None:
     settings = {**SMALL, "loss": loss, "diffusion": 0.05 if loss == "local_ncc" else 0.0, "voxels_per_step": 3000}
+    # Which slab comes last is drawn: with 20 steps brightness alone leaves one time or another 0.65 to 0.8 of it.
+    settings["levels"] = [(20, 20, 20), (10, 20, 30)]
     model = fit_deformation(phantom_series, None, **settings)
     lengths = [level.steps(phantom_series.grid, 3, 3000) for level in model.settings.levels]
     assert [row["level"] for row in model.history] == [1] * lengths[0] + [2] * lengths[1]
-    times = phantom_series.times[1:]
-    left, before = ([tre_mm(model, phantom, t, times=k) for t in times] for k in (1.0, 0.0))
-    # All times together: which slab comes last is drawn, and brightness alone leaves one of them 0.5 to 0.8 of it.
-    assert np.mean(left) < 0.7 * np.mean(before)
+    for t in phantom_series.times[1:]:
+        assert tre_mm(model, phantom, t) < 0.7 * tre_mm(model, phantom, t, times=0)
 
 
 def test_ref_net_stays_as_it_was(phantom_series: Series, ref_net: RefNet) -> None:
