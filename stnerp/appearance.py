@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from stnerp.resume import Progress, State
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
 from stnerp.velocity import exponential
-from stnerp.warp import displaced_points, resize, sample
+from stnerp.warp import pulled_back, sample
 
 Appearance = Literal["reference", "blend", "density"]
 LUNG_HU = (-950.0, -200.0)  # lighter is air, heavier is no lung; between, the density follows the volume
@@ -212,6 +213,7 @@ def fit_flow(
                 continue  # done before the fit was interrupted
             moving = [_moving(series, i, alignments, level, settings, where) for i in range(len(series))]
             voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
+            sigma = level.smoothing(series.grid, settings.smoothing)
             for step in fit.steps(until):
                 (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
                 optimiser.zero_grad(set_to_none=True)
@@ -221,8 +223,12 @@ def fit_flow(
                 for gap in range(basis.size):
                     half = leaf[gap : gap + 1] / (2 * half_extent_mm[:, None, None, None])
                     moved = [
-                        _pulled_back(
-                            moving[i % len(series)], exponential(sign * half, settings.squarings), voxels, slab
+                        pulled_back(
+                            partial(sample, moving[i % len(series)]),
+                            exponential(sign * half, settings.squarings),
+                            voxels.shape,
+                            slab,
+                            sigma,
                         )
                         for i, sign in ((gap, -1), (gap + 1, 1))
                     ]
@@ -269,21 +275,14 @@ def _moving(
 ) -> torch.Tensor:
     """An image of the series on the pre-aligned reference, at twice the level's resolution."""
     image, grid = series.images[index], series.grid
-    sigma_mm = level.sigma_mm(grid, settings.smoothing)
     values, _ = on_grid(
         normalised(image, series.window),
         Grid.of(image),
         level.voxels(grid, refine=2),
         alignments[index],
-        sigma_mm,
+        level.aliasing_sigma_mm(grid),
     )
     return torch.from_numpy(values).to(device, torch.float32)[None, None]
-
-
-def _pulled_back(image: torch.Tensor, displacement: torch.Tensor, voxels: Grid, slab: slice) -> torch.Tensor:
-    """An image at p + u(p) for the voxels p of a slab of a level."""
-    shape = voxels.shape
-    return sample(image, displaced_points(resize(displacement, shape, slab=slab), shape, slab))
 
 
 def _to_int16(image: np.ndarray) -> np.ndarray:

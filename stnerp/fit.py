@@ -8,6 +8,7 @@ Times are done one after the other, so memory doesn't grow with their number.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
 from stnerp.warm_start import RATE, Init, start_from
-from stnerp.warp import displaced_points, resize, sample
+from stnerp.warp import pulled_back, sample, smoothed
 from stnerp.watch import EVERY, Watch
 
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
@@ -304,7 +305,7 @@ class _Level:
         guides: Mapping[int, Mapping[str, Guide]],
         level: Level,
     ) -> None:
-        self.net, self.ref_net, self.settings = net, ref_net, settings
+        self.net, self.settings = net, settings
         grid, device = series.grid, next(net.parameters()).device
         self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
         self.detailed = (
@@ -312,10 +313,20 @@ class _Level:
         )
         half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
         self.half_extent_mm = half_extent_mm[:, None, None, None]
-        sigma_mm = level.sigma_mm(grid, settings.smoothing)
+        # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
+        # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
+        sigma = self.moved_sigma = level.smoothing(grid, settings.smoothing)
+        sigma_mm = level.aliasing_sigma_mm(grid)
+        self.network = ref_net if settings.reference == "network" else None
+        if self.network is not None:  # nothing was smoothed before
+            z, y, x = (
+                math.hypot(σ, sigma_mm / s) for σ, s in zip(sigma, self.voxels.spacing_mm[::-1], strict=True)
+            )
+            self.moved_sigma = z, y, x
         # The reference is read between its voxels, so it is kept at twice the resolution.
         fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
         self.reference = _tensor(fine, device)
+        self.window_radius = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)[0]
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             image = series.images[i]
@@ -323,7 +334,8 @@ class _Level:
                 normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm
             )
             weight = None if covered.all() else _tensor(covered, device)
-            measure = _similarity(settings, _tensor(target, device), weight, self.voxels)
+            fixed = smoothed(_tensor(target, device), sigma)
+            measure = _similarity(settings, fixed, weight, self.voxels)
             self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}))
 
     def backward(self, chosen: Sequence[int], draw: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -334,7 +346,9 @@ class _Level:
         # and the network's own backward pass runs once, on the sum.
         leaf = velocity_mm.detach().requires_grad_()
         sums: dict[str, torch.Tensor] = {}
-        drawn = random_slabs(self.voxels.shape, self.settings.voxels_per_step, len(targets), draw)
+        drawn = random_slabs(
+            self.voxels.shape, self.settings.voxels_per_step, len(targets), draw, self.window_radius
+        )
         for row, (target, slab) in enumerate(zip(targets, drawn, strict=True)):
             terms = self._terms(leaf[row : row + 1], target, slab)
             loss = torch.stack(list(terms.values())).sum() / len(targets)
@@ -386,11 +400,13 @@ class _Level:
 
     def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:
         """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""
-        shape = self.voxels.shape
-        points = displaced_points(resize(displacement, shape, slab=slab), shape, slab)
-        if self.ref_net is None or self.settings.reference == "rendered":
+        return pulled_back(self._reference_at, displacement, self.voxels.shape, slab, self.moved_sigma)
+
+    def _reference_at(self, points: torch.Tensor) -> torch.Tensor:
+        """Values (1, 1, z, y, x) of the reference at cube points (1, z, y, x, 3)."""
+        if self.network is None:
             return sample(self.reference, points)
-        return self.ref_net(points.reshape(-1, 3)).reshape(1, 1, *points.shape[1:-1])
+        return self.network(points.reshape(-1, 3)).reshape(1, 1, *points.shape[1:-1])
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]

@@ -35,9 +35,11 @@ def global_ncc(fixed: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor | 
 class LocalNCC:
     """1 − mean local normalised cross-correlation between a fixed image and moved ones, in [0, 2].
 
-    Around each voxel, a box window: cov(f, m) / √((var f + ε)(var m + ε)). ε is the variance of the
-    images' noise: windows with nothing but noise count for nothing. What depends on the fixed image
-    alone is computed once.
+    Around each voxel, a box window: (cov(f, m) + ε) / √((var f + ε)(var m + ε)), the structure term of SSIM (Wang
+    et al. 2004). ε is the variance of the images' noise: in windows with nothing but noise there is nothing to
+    gain. It is 1 where both are the same but for an offset, and nowhere more, by Cauchy and Schwarz. Without ε in
+    the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
+    computed once.
 
     Args:
         fixed: (1, 1, z, y, x) in [0, 1].
@@ -55,7 +57,7 @@ class LocalNCC:
         weight: torch.Tensor | None = None,
         noise: float = 0.01,
     ) -> None:
-        self.radii = box_radii(fixed, spacing_mm, window_mm)
+        self.radii = box_radii((fixed.shape[2], fixed.shape[3], fixed.shape[4]), spacing_mm, window_mm)
         self.noise_variance = noise**2
         self.weight = weight
         # E[x²] − E[x]² in float32 loses less when x is small, so images are centred first.
@@ -73,7 +75,7 @@ class LocalNCC:
         fixed = self.fixed[:, :, slab]
         moved = moved - 0.5
         m, mm, mf = self._mean(torch.cat([moved, moved * moved, moved * fixed], dim=1), slab).unbind(1)
-        covariance = mf - m * self.fixed_mean[:, 0, slab]
+        covariance = mf - m * self.fixed_mean[:, 0, slab] + self.noise_variance
         deviation = ((mm - m * m).clamp(min=0) + self.noise_variance).sqrt()
         correlation = covariance / (deviation * self.fixed_deviation[:, 0, slab])
         first, last, _ = slab.indices(self.fixed.shape[2])
@@ -90,11 +92,10 @@ class LocalNCC:
         return box_mean(weighted, self.radii) / self.in_window[:, :, slab]
 
 
-def box_radii(image: torch.Tensor, spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:
-    """Half widths (z, y, x), in voxels, of a box of about `window_mm`; one at least, where the image allows it."""
+def box_radii(shape: tuple[int, int, int], spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:
+    """Half widths (z, y, x), in voxels, of a box of about `window_mm`; one at least, where the shape allows it."""
     x, y, z = (max(1, round((window_mm / s - 1) / 2)) for s in spacing_mm)
-    sizes = image.shape[-3:]
-    return min(z, sizes[0] - 1), min(y, sizes[1] - 1), min(x, sizes[2] - 1)
+    return min(z, shape[0] - 1), min(y, shape[1] - 1), min(x, shape[2] - 1)
 
 
 def box_mean(image: torch.Tensor, radii: tuple[int, int, int]) -> torch.Tensor:

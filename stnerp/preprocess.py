@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.geometry import Grid, Triple
+from stnerp.warp import NARROW, interpolation_matrix
 from stnerp.window import Window
 
 #: From this σ on, in voxels, a Gaussian leaves as much noise between voxels as at them.
@@ -30,8 +31,9 @@ def on_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan smoothed, moved and resampled onto another grid, in world space.
 
-    Linearly, but for a moved one that is hardly smoothed: by cubic B-splines. Between voxels linear interpolation
-    averages noise away, at voxels it doesn't, and a registration sees that pattern.
+    By cubic splines where it is hardly smoothed and is moved or the grids share their corners, else linearly.
+    Between voxels linear interpolation averages noise away, at voxels it doesn't, and a registration sees that
+    pattern.
 
     Args:
         array: (z, y, x) on `grid`.
@@ -77,14 +79,20 @@ def gaussian_resize(
 ) -> torch.Tensor:
     """A volume (z, y, x) smoothed by a Gaussian and read at another shape of the same corners.
 
-    Separable: per axis one matrix of normalised Gaussian weights, which is smoothing and reading in one.
+    Separable: per axis one matrix, which is smoothing and reading in one: Gaussian weights, or, between voxels
+    that are hardly smoothed, those of the cubic spline through the smoothed values.
     """
     for axis in range(3):
         n_from, n_to = array.shape[axis], shape[axis]
         sigma = sigma_mm / spacing_mm[2 - axis]
-        if n_from == n_to and sigma < 0.3:  # a Gaussian this narrow changes nothing on this axis
+        if n_from == n_to and sigma < NARROW:
             continue
-        matrix = _gaussian_matrix(n_from, n_to, sigma).to(array.dtype)
+        if n_from != n_to and sigma < EVEN_NOISE:
+            matrix = interpolation_matrix(n_from, n_to, order=3).to(array.dtype)
+            if sigma >= NARROW:
+                matrix = matrix @ _gaussian_matrix(n_from, n_from, sigma).to(array.dtype)
+        else:
+            matrix = _gaussian_matrix(n_from, n_to, sigma).to(array.dtype)
         array = torch.movedim(torch.movedim(array, axis, -1) @ matrix.T, -1, axis)
     return array.contiguous()
 
@@ -98,11 +106,10 @@ def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
 
 
 def _gaussian_matrix(n_from: int, n_to: int, sigma: float) -> torch.Tensor:
-    """(n_to, n_from) weights; where the Gaussian is narrower than a voxel, linear interpolation."""
+    """(n_to, n_from), float64: normalised weights of a Gaussian of `sigma` voxels at n_to even positions."""
     positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)
     distance = positions[:, None] - torch.arange(n_from, dtype=torch.float64)[None, :]
-    hat = (1 - distance.abs()).clamp(min=0)
-    weights = torch.exp(-0.5 * (distance / sigma) ** 2) if sigma >= 0.3 else hat
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2)
     return weights / weights.sum(1, keepdim=True)
 
 

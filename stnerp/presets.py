@@ -69,10 +69,10 @@ class Level:
     learning_rate: float | None = None
 
     def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
-        """The voxels that are compared, `refine` times as many per axis, never finer than the grid's own."""
+        """The voxels that are compared, never finer than the grid's own; `refine` times as many per axis."""
         if self.spacing_mm is None:
             return grid
-        x, y, z = (max(self.spacing_mm / refine, s) for s in grid.spacing_mm)
+        x, y, z = (max(self.spacing_mm, s) / refine for s in grid.spacing_mm)
         return grid.with_spacing((x, y, z))
 
     def steps(self, grid: Grid, targets: int, voxels_per_step: int | None) -> int:
@@ -84,11 +84,20 @@ class Level:
         slabs = slab_count(self.voxels(grid).shape, voxels_per_step)
         return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
 
-    def sigma_mm(self, grid: Grid, smoothing: float) -> float:
-        """σ of the Gaussian before comparing, in units of the level's spacing or, if wider, the grid's finest."""
+    def aliasing_sigma_mm(self, grid: Grid) -> float:
+        """σ of the Gaussian that an image of this grid passes before it is read at this level's voxels.
+
+        Half of a level's voxel, less what the scan's own voxels have blurred already: none where they are as wide.
+        """
         if self.spacing_mm is None:
             return 0.0
-        return smoothing * max(self.spacing_mm, min(grid.spacing_mm))
+        return 0.5 * math.sqrt(max(0.0, self.spacing_mm**2 - min(grid.spacing_mm) ** 2))
+
+    def smoothing(self, grid: Grid, smoothing: float) -> tuple[float, float, float]:
+        """σ (z, y, x), in voxels of this level, of the Gaussian that images pass after they are moved."""
+        x, y, z = self.voxels(grid).spacing_mm
+        sigma_mm = smoothing * min(grid.spacing_mm)
+        return sigma_mm / z, sigma_mm / y, sigma_mm / x
 
     def lattice(self, grid: Grid) -> Grid:
         """The lattice that carries the velocity."""
@@ -116,8 +125,8 @@ class DefNetSettings:
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
-        smoothing: σ of the Gaussian before comparing at a level, in units of its spacing (of the scan's finest, if
-            that is wider).
+        smoothing: σ of the Gaussian through which images are compared, the moved one after it is moved, in units
+            of the scan's finest spacing: noise is as wide as its voxels are.
         diffusion, bending, total_variation: weights of the penalties on the whole velocity.
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         contours, landmarks: weights of the distance (mm) of known contours and landmarks from the reference's,
@@ -144,7 +153,7 @@ class DefNetSettings:
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
-    window_mm: float = 8.0
+    window_mm: float = 11.0
     noise: float = 0.005
     smoothing: float = 0.5
     diffusion: float = 0.05
@@ -209,6 +218,7 @@ PAPER = Preset(
 FLOW = DefNetSettings(
     squarings=5,
     detail_mm=None,
+    window_mm=8.0,
     noise=0.02,
     diffusion=0.1,
     total_variation=0.0,

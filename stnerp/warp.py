@@ -6,6 +6,7 @@ Volumes are (B, C, z, y, x); points are cube coordinates (..., 3) ordered (x, y,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,8 @@ Shape = tuple[int, int, int]
 WHOLE = slice(None)
 FEWEST_POINTS = 4096  # a piece of fewer is hardly worth a thread
 MOST_PIECES = 8
+NARROW = 0.3  # a Gaussian of a smaller σ, in voxels, changes nothing
+REACH = 3  # how many σ of a Gaussian count
 
 
 def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
@@ -81,7 +84,7 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
     """
     for axis, (n_from, n_to) in enumerate(zip(_spatial(volume), shape, strict=True), start=2):
         if n_from != n_to:
-            matrix = _interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
+            matrix = interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
             rows = matrix[slab] if axis == 2 else matrix
             volume = _along(axis, rows, volume)
         elif axis == 2:
@@ -89,12 +92,45 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
     return volume
 
 
-def smoothed(volume: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A volume (B, C, z, y, x) after a Gaussian of `sigma` voxels; beyond its border, the border's value."""
-    for axis, n in enumerate(_spatial(volume), start=2):
-        matrix = _gaussian_matrix(n, sigma).to(volume.device, volume.dtype)
-        volume = _along(axis, matrix, volume)
+def smoothed(volume: torch.Tensor, sigma: float | tuple[float, float, float]) -> torch.Tensor:
+    """A volume (B, C, z, y, x) after a Gaussian of `sigma` voxels; beyond its border, the border's value.
+
+    Args:
+        volume: any spatial shape.
+        sigma: of all axes or of (z, y, x). One below `NARROW` leaves its axis as it is.
+    """
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * 3
+    for axis, n, width in zip((2, 3, 4), _spatial(volume), sigmas, strict=True):
+        if width >= NARROW:
+            matrix = _gaussian_matrix(n, width).to(volume.device, volume.dtype)
+            volume = _along(axis, matrix, volume)
     return volume
+
+
+def pulled_back(
+    read: Callable[[torch.Tensor], torch.Tensor],
+    displacement: torch.Tensor,
+    shape: Shape,
+    slab: slice = WHOLE,
+    sigma: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> torch.Tensor:
+    """An image at p + u(p) for voxels p, then smoothed: what a camera fixed in the target's space would see.
+
+    Args:
+        read: values (B, C, z, y, x) at cube points (B, z, y, x, 3).
+        displacement: (B, 3, z, y, x) in cube units, on any shape.
+        shape: (z, y, x) of the voxels.
+        slab: of their slices; beyond its cut faces more are read, so that each value is the whole image's.
+        sigma: of the Gaussian, in voxels (z, y, x).
+
+    Returns:
+        (B, C, slices, y, x).
+    """
+    first, last, _ = slab.indices(shape[0])
+    reach = math.ceil(REACH * sigma[0]) if sigma[0] >= NARROW else 0
+    wide = slice(max(0, first - reach), min(shape[0], last + reach))
+    moved = smoothed(read(displaced_points(resize(displacement, shape, slab=wide), shape, wide)), sigma)
+    return moved[:, :, first - wide.start : last - wide.start]
 
 
 def _along(axis: int, matrix: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
@@ -109,7 +145,7 @@ def _along(axis: int, matrix: torch.Tensor, volume: torch.Tensor) -> torch.Tenso
 @lru_cache(maxsize=64)
 def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
     """(n, n), float64: rows add up to 1."""
-    radius = math.ceil(3 * sigma)
+    radius = math.ceil(REACH * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     rows = torch.arange(n)
     matrix = torch.zeros(n, n, dtype=torch.float64)
@@ -119,8 +155,8 @@ def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def _interpolation_matrix(n_from: int, n_to: int, order: int) -> torch.Tensor:
-    """(n_to, n_from), float64: values at n_to even positions from values at n_from, ends on ends."""
+def interpolation_matrix(n_from: int, n_to: int, order: int) -> torch.Tensor:
+    """(n_to, n_from), float64: values at n_to even positions from values at n_from, ends on ends. Order 1 or 3."""
     if n_from == 1:
         return torch.ones(n_to, 1)
     positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)

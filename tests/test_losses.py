@@ -70,10 +70,10 @@ def naive_local_ncc(
         box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, radii, strict=True))
         f, m, w = fixed[box], moved[box], weight[box]
         if w.sum() == 0:
-            correlation[centre] = 0
+            correlation[centre] = 1  # nothing to compare; by itself it weighs nothing
             continue
         f, m = f - np.average(f, weights=w), m - np.average(m, weights=w)
-        covariance = np.average(f * m, weights=w)
+        covariance = np.average(f * m, weights=w) + noise**2
         variances = (np.average(f * f, weights=w) + noise**2) * (np.average(m * m, weights=w) + noise**2)
         correlation[centre] = covariance / np.sqrt(variances)
     return float(1 - np.average(correlation, weights=weight))
@@ -120,10 +120,28 @@ def test_local_ncc_forgives_gain_and_offset() -> None:
     assert float(measure(x * fixed)) < 0.5 * float(losses.global_ncc(fixed, x * fixed))
 
 
-def test_noise_counts_for_nothing() -> None:
-    flat = 0.5 + 1e-4 * (image(0) - 0.5)
-    # Both windows hold nothing but deviations of 3e-5, a thousandth of the variance of noise.
-    assert abs(float(losses.LocalNCC(flat, SPACING, 5.0, noise=0.01)(flat)) - 1) < 1e-3
+def test_in_noise_there_is_nothing_to_gain() -> None:
+    flat, other = (0.5 + 1e-4 * (image(seed) - 0.5) for seed in (0, 1))
+    measure = losses.LocalNCC(flat, SPACING, 5.0, noise=0.01)
+    # Windows hold nothing but deviations of 3e-5, a thousandth of the variance of noise, whichever the noise.
+    assert abs(float(measure(flat) - measure(other))) < 1e-3
+    assert abs(float(losses.LocalNCC(image(0), SPACING, 5.0, noise=0.01)(image(1)))) > 0.5
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.05])
+def test_local_ncc_is_best_where_both_images_are_the_same(noise: float) -> None:
+    """A ball in air, of a radius of eight voxels: its edge a little further out or in is worse. With the
+    covariance alone in the numerator, further out is better: windows of air gain an edge."""
+    z, y, x = np.indices((25, 25, 25)) - 12.0
+
+    def ball(radius: float) -> torch.Tensor:
+        inside = np.clip(radius + 0.5 - np.sqrt(x**2 + y**2 + z**2), 0, 1)
+        return torch.from_numpy(0.5 * inside)[None, None]
+
+    measure = losses.LocalNCC(ball(8.0), (1.0, 1.0, 1.0), 3.0, noise=noise)
+    assert abs(float(measure(ball(8.0)))) < EXACT
+    for change in (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4):
+        assert float(measure(ball(8.0 + change))) > 1e-5, change
 
 
 @pytest.mark.parametrize("measure", ["mse", "global_ncc", "local_ncc"])
@@ -181,11 +199,11 @@ def test_box_mean_is_scipy_s_uniform_filter(radii: tuple[int, int, int]) -> None
 
 
 def test_box_radii_are_of_each_axis() -> None:
-    volume = torch.zeros(1, 1, 20, 30, 40)
+    volume = (20, 30, 40)
     # 8 mm: 5 voxels of 1.5 mm (7.5), 9 or 11 of 0.8 mm (7.2 or 8.8), 3 of 3 mm (9).
     assert losses.box_radii(volume, (1.5, 0.8, 3.0), 8.0) == (1, 4, 2)
     assert losses.box_radii(volume, (20.0, 20.0, 20.0), 8.0) == (1, 1, 1)
-    assert losses.box_radii(torch.zeros(1, 1, 1, 3, 40), (1.0, 1.0, 1.0), 9.0) == (0, 2, 4)
+    assert losses.box_radii((1, 3, 40), (1.0, 1.0, 1.0), 9.0) == (0, 2, 4)
 
 
 # -- smoothness

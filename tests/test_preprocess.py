@@ -208,11 +208,13 @@ def test_gaussian_is_scipy_s(sigma_mm: float) -> None:
     assert np.abs(found - expected / weights).max() < 1e-7
 
 
-def test_no_gaussian_is_linear_interpolation() -> None:
-    volume = torch.rand(1, 1, 6, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = torch.nn.functional.interpolate(volume, size=(11, 4, 9), mode="trilinear", align_corners=True)
-    found = gaussian_resize(volume[0, 0], (11, 4, 9), (1.0, 1.0, 1.0), 0.0)
-    assert (found - expected[0, 0]).abs().max() < 1e-12
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_hardly_smoothed_it_is_read_by_scipy_s_cubic_spline(sigma: float) -> None:
+    volume = torch.rand(6, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    smooth = gaussian_resize(volume, (6, 7, 9), (1.0, 1.0, 1.0), sigma).numpy()
+    expected = scipy.ndimage.zoom(smooth, (11 / 6, 4 / 7, 1), order=3, mode="mirror")
+    found = gaussian_resize(volume, (11, 4, 9), (1.0, 1.0, 1.0), sigma)
+    assert np.abs(found.numpy() - expected).max() < 1e-12
 
 
 def test_gaussian_keeps_constants_and_narrow_ones_change_nothing() -> None:

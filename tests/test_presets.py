@@ -127,8 +127,20 @@ def test_level_s_grids() -> None:
 
 def test_voxels_are_never_finer_than_the_scan_s() -> None:
     assert Level(2.0, None, 1).voxels(CT).spacing_mm == pytest.approx((2.0, 2.0, 2.5))
-    assert Level(4.0, None, 1).voxels(CT, refine=2).spacing_mm == pytest.approx((2.0, 2.0, 2.5))
-    assert Level(1.0, None, 1).voxels(CT, refine=2).is_close(CT)
+    assert Level(1.0, None, 1).voxels(CT).is_close(CT)
+    # What is read between voxels is kept at twice the resolution, the scan's own too.
+    assert Level(2.0, None, 1).voxels(CT, refine=2).spacing_mm == pytest.approx((1.0, 1.0, 1.25), rel=0.01)
+
+
+def test_gaussians_of_a_level() -> None:
+    coarse = Grid((41, 31, 21), (2.5, 2.5, 2.5))
+    # Half a voxel of the level, less what the scan's voxels have blurred: √(2² − 1²) / 2, nothing of coarser ones.
+    assert Level(2.0, None, 1).aliasing_sigma_mm(CT) == pytest.approx(3**0.5 / 2)
+    assert Level(2.0, None, 1).aliasing_sigma_mm(coarse) == Level(None, None, 1).aliasing_sigma_mm(CT) == 0.0
+    # After moving, 0.7 of the scan's finest spacing, in voxels of the level, (z, y, x).
+    assert Level(2.0, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.35, 0.35), rel=0.01)
+    assert Level(None, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.7, 0.7))
+    assert Level(2.0, None, 1).smoothing(coarse, 0.7) == pytest.approx((0.7, 0.7, 0.7))
 
 
 def test_level_s_corners_are_the_scan_s() -> None:

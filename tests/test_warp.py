@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from stnerp.geometry import Grid, cube_points
-from stnerp.warp import displaced_points, resize, sample, smoothed, warp
+from stnerp.warp import displaced_points, pulled_back, resize, sample, smoothed, warp
 
 SHAPE = (5, 6, 9)
 # float64: rounding of a sum of eight weighted values near 1.
@@ -192,3 +194,42 @@ def test_gaussian_has_its_variance() -> None:
     # Cut at three standard deviations, a Gaussian has lost 2.7 % of its variance.
     assert (after * offset**2).sum().item() == pytest.approx(4.0, rel=0.03)
     assert after.sum().item() == pytest.approx(1.0)
+
+
+def test_gaussian_of_one_axis_leaves_the_others() -> None:
+    impulse = torch.zeros(1, 1, 9, 9, 9, dtype=torch.float64)
+    impulse[..., 4, 4, 4] = 1
+    after = smoothed(impulse, (0.0, 0.2, 1.0))  # 0.2 is too narrow to change anything
+    torch.testing.assert_close(after[0, 0, 4, 4], smoothed(impulse, 1.0)[0, 0].sum((0, 1)))
+    assert after.sum().item() == pytest.approx(1.0)
+    assert after[0, 0, 4, 4].sum().item() == pytest.approx(1.0)
+
+
+# -- pulled back
+
+
+@pytest.mark.parametrize("sigma", [(0.0, 0.0, 0.0), (0.9, 0.7, 0.5)])
+@pytest.mark.parametrize("slab", [slice(0, 4), slice(5, 9), slice(9, 12)])
+def test_a_slab_pulled_back_is_that_of_the_whole(sigma: tuple[float, float, float], slab: slice) -> None:
+    shape = (12, 9, 10)
+    volume = torch.rand(1, 1, 12, 9, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    displacement = 0.1 * torch.rand(1, 3, 5, 6, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = pulled_back(partial(sample, volume), displacement, shape, sigma=sigma)
+    assert whole.shape == (1, 1, 12, 9, 10)
+    part = pulled_back(partial(sample, volume), displacement, shape, slab, sigma)
+    torch.testing.assert_close(part, whole[:, :, slab])
+
+
+def test_it_is_smoothed_after_it_is_moved() -> None:
+    """Where tissue shrinks to half its size, an image that was smoothed before would be half as blurred."""
+    shape = (3, 3, 81)
+    x = torch.linspace(-1, 1, 81, dtype=torch.float64)
+    edge = (x.abs() < 0.5).double().expand(1, 1, *shape).contiguous()
+    shrunk = torch.zeros(1, 3, *shape, dtype=torch.float64)
+    shrunk[:, 0] = x  # p + u(p) = 2 p
+    sigma = (0.0, 0.0, 2.0)
+    moved = pulled_back(partial(sample, edge), shrunk, shape, sigma=sigma)
+    truth = smoothed(sample(edge, displaced_points(shrunk, shape)), sigma)
+    assert torch.equal(moved, truth)
+    before = sample(smoothed(edge, sigma), displaced_points(shrunk, shape))
+    assert (before - truth).abs().max() > 0.1
