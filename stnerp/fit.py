@@ -326,7 +326,8 @@ class _Level:
         # The reference is read between its voxels, so it is kept at twice the resolution.
         fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
         self.reference = _tensor(fine, device)
-        self.window_radius = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)[0]
+        radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
+        self.overlap = max(2, radius)  # of slabs: each window lies whole in one
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             image = series.images[i]
@@ -346,9 +347,7 @@ class _Level:
         # and the network's own backward pass runs once, on the sum.
         leaf = velocity_mm.detach().requires_grad_()
         sums: dict[str, torch.Tensor] = {}
-        drawn = random_slabs(
-            self.voxels.shape, self.settings.voxels_per_step, len(targets), draw, self.window_radius
-        )
+        drawn = random_slabs(self.voxels.shape, self.settings.voxels_per_step, len(targets), draw, self.overlap)
         for row, (target, slab) in enumerate(zip(targets, drawn, strict=True)):
             terms = self._terms(leaf[row : row + 1], target, slab)
             loss = torch.stack(list(terms.values())).sum() / len(targets)

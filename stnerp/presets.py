@@ -155,7 +155,7 @@ class DefNetSettings:
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 11.0
     noise: float = 0.005
-    smoothing: float = 0.5
+    smoothing: float = 0.6
     diffusion: float = 0.05
     bending: float = 0.0
     total_variation: float = 0.05
@@ -220,6 +220,7 @@ FLOW = DefNetSettings(
     detail_mm=None,
     window_mm=8.0,
     noise=0.02,
+    smoothing=0.5,
     diffusion=0.1,
     total_variation=0.0,
     levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30)),
