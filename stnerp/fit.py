@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,10 +241,8 @@ def _optimise(
             if state.step >= until:
                 continue  # done before the fit was interrupted
             if reference is None:
-                reference = (
-                    ref_net.render() if ref_net is not None else normalised(series.reference_image, series.window)
-                )
-            images = _Level(net, ref_net, reference, series, alignments, settings, guides, level)
+                reference = _pulled_reference(ref_net, series, settings)
+            images = _Level(net, reference, series, alignments, settings, guides, level)
             if images.detailed is not None and len(optimisers) == 1:
                 free_the_detail(sum(lengths[number:]))
             if level.learning_rate is not None and state.step == until - length:
@@ -275,6 +274,13 @@ def fitted_images(series: Series, settings: DefNetSettings) -> list[int]:
     return list(series.targets) if settings.form == "factorised" else list(range(len(series)))
 
 
+def _pulled_reference(ref_net: RefNet | None, series: Series, settings: DefNetSettings) -> np.ndarray | RefNet:
+    """What is pulled back: the scan's voxels (z, y, x), Ref-Net's, or Ref-Net itself."""
+    if ref_net is None:
+        return normalised(series.reference_image, series.window)
+    return ref_net if settings.reference == "network" else ref_net.render()
+
+
 def _chosen_times(targets: list[int], level: Level, draw: np.random.Generator) -> list[int]:
     """Which targets this step looks at: all, or some drawn without repetition."""
     if level.times_per_step is None or level.times_per_step >= len(targets):
@@ -297,8 +303,7 @@ class _Level:
     def __init__(
         self,
         net: DefNet,
-        ref_net: RefNet | None,
-        reference: np.ndarray,
+        reference: np.ndarray | RefNet,
         series: Series,
         alignments: np.ndarray,
         settings: DefNetSettings,
@@ -315,17 +320,17 @@ class _Level:
         self.half_extent_mm = half_extent_mm[:, None, None, None]
         # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
         # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
-        sigma = self.moved_sigma = level.smoothing(grid, settings.smoothing)
+        sigma = level.smoothing(grid, settings.smoothing)
         sigma_mm = level.aliasing_sigma_mm(grid)
-        self.network = ref_net if settings.reference == "network" else None
-        if self.network is not None:  # nothing was smoothed before
-            z, y, x = (
-                math.hypot(σ, sigma_mm / s) for σ, s in zip(sigma, self.voxels.spacing_mm[::-1], strict=True)
+        if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
+            self.reference = partial(_network_values, reference)
+            self.moved_sigma = level.smoothing(
+                grid, math.hypot(settings.smoothing, sigma_mm / min(grid.spacing_mm))
             )
-            self.moved_sigma = z, y, x
-        # The reference is read between its voxels, so it is kept at twice the resolution.
-        fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
-        self.reference = _tensor(fine, device)
+        else:  # read between its voxels, so it is kept at twice the resolution
+            fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
+            self.reference = partial(sample, _tensor(fine, device))
+            self.moved_sigma = sigma
         radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
         self.overlap = max(2, radius)  # of slabs: each window lies whole in one
         self.targets: dict[int, _Target] = {}
@@ -399,13 +404,7 @@ class _Level:
 
     def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:
         """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""
-        return pulled_back(self._reference_at, displacement, self.voxels.shape, slab, self.moved_sigma)
-
-    def _reference_at(self, points: torch.Tensor) -> torch.Tensor:
-        """Values (1, 1, z, y, x) of the reference at cube points (1, z, y, x, 3)."""
-        if self.network is None:
-            return sample(self.reference, points)
-        return self.network(points.reshape(-1, 3)).reshape(1, 1, *points.shape[1:-1])
+        return pulled_back(self.reference, displacement, self.voxels.shape, slab, self.moved_sigma)
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]
@@ -426,6 +425,12 @@ def _similarity(
     if weight is None:
         return lambda moved, slab: measure(fixed[:, :, slab], moved)
     return lambda moved, slab: measure(fixed[:, :, slab], moved, weight[:, :, slab])
+
+
+def _network_values(ref_net: RefNet, points: torch.Tensor) -> torch.Tensor:
+    """(1, 1, z, y, x) of Ref-Net at cube points (1, z, y, x, 3)."""
+    values: torch.Tensor = ref_net(points.reshape(-1, 3))
+    return values.reshape(1, 1, *points.shape[1:-1])
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ derivatives in mm per mm, and so don't depend on resolution, spacing or batch si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class LocalNCC:
         weight: torch.Tensor | None = None,
         noise: float = 0.01,
     ) -> None:
-        self.radii = box_radii((fixed.shape[2], fixed.shape[3], fixed.shape[4]), spacing_mm, window_mm)
+        self.radii = box_radii(fixed.shape[-3:], spacing_mm, window_mm)
         self.noise_variance = noise**2
         self.weight = weight
         # E[x²] − E[x]² in float32 loses less when x is small, so images are centred first.
@@ -92,7 +93,7 @@ class LocalNCC:
         return box_mean(weighted, self.radii) / self.in_window[:, :, slab]
 
 
-def box_radii(shape: tuple[int, int, int], spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:
+def box_radii(shape: Sequence[int], spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:
     """Half widths (z, y, x), in voxels, of a box of about `window_mm`; one at least, where the shape allows it."""
     x, y, z = (max(1, round((window_mm / s - 1) / 2)) for s in spacing_mm)
     return min(z, shape[0] - 1), min(y, shape[1] - 1), min(x, shape[2] - 1)

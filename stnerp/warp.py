@@ -19,7 +19,6 @@ WHOLE = slice(None)
 FEWEST_POINTS = 4096  # a piece of fewer is hardly worth a thread
 MOST_PIECES = 8
 NARROW = 0.3  # a Gaussian of a smaller σ, in voxels, changes nothing
-REACH = 3  # how many σ of a Gaussian count
 
 
 def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
@@ -101,7 +100,7 @@ def smoothed(volume: torch.Tensor, sigma: float | tuple[float, float, float]) ->
     """
     sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * 3
     for axis, n, width in zip((2, 3, 4), _spatial(volume), sigmas, strict=True):
-        if width >= NARROW:
+        if _radius(width) > 0:
             matrix = _gaussian_matrix(n, width).to(volume.device, volume.dtype)
             volume = _along(axis, matrix, volume)
     return volume
@@ -127,7 +126,7 @@ def pulled_back(
         (B, C, slices, y, x).
     """
     first, last, _ = slab.indices(shape[0])
-    reach = math.ceil(REACH * sigma[0]) if sigma[0] >= NARROW else 0
+    reach = _radius(sigma[0])
     wide = slice(max(0, first - reach), min(shape[0], last + reach))
     moved = smoothed(read(displaced_points(resize(displacement, shape, slab=wide), shape, wide)), sigma)
     return moved[:, :, first - wide.start : last - wide.start]
@@ -142,10 +141,15 @@ def _along(axis: int, matrix: torch.Tensor, volume: torch.Tensor) -> torch.Tenso
     return (matrix @ volume.flatten(3)).unflatten(3, volume.shape[3:])
 
 
+def _radius(sigma: float) -> int:
+    """How many voxels a Gaussian of `sigma` voxels reaches: three σ."""
+    return math.ceil(3 * sigma) if sigma >= NARROW else 0
+
+
 @lru_cache(maxsize=64)
 def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
     """(n, n), float64: rows add up to 1."""
-    radius = math.ceil(REACH * sigma)
+    radius = _radius(sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     rows = torch.arange(n)
     matrix = torch.zeros(n, n, dtype=torch.float64)
