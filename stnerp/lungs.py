@@ -16,10 +16,18 @@ def body_of(image: sitk.Image) -> sitk.Image:
     Raises:
         InputError: nothing is above -500 HU.
     """
-    body = _largest_parts(image > AIR_HU, at_least=1.0)
-    slices = [sitk.BinaryFillhole(body[:, :, z]) for z in range(body.GetSize()[2])]
-    filled = sitk.JoinSeries(slices)
-    filled.CopyInformation(body)
+    return filled_across(_largest_parts(image > AIR_HU, at_least=1.0))
+
+
+def filled_across(mask: sitk.Image) -> sitk.Image:
+    """A mask with the holes of its axial slices filled, also of a scan whose slices are not the axial ones."""
+    feet_to_head = np.reshape(mask.GetDirection(), (3, 3))[2]
+    axis = 2 - int(np.argmax(np.abs(feet_to_head)))  # of the array (z, y, x)
+    slices = np.moveaxis(sitk.GetArrayFromImage(mask), axis, 0)
+    for number, across in enumerate(slices):
+        slices[number] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(across.copy())))
+    filled = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
+    filled.CopyInformation(mask)
     return filled
 
 

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple
+from stnerp.lungs import filled_across
 from stnerp.motion import Breathing, Ellipse, Motion, Sliding
 from stnerp.preprocess import cubic_interpolator
 
@@ -602,11 +603,7 @@ def _body(image: sitk.Image) -> sitk.Image:
     """The patient: the largest bright part, its air-filled inside included (filled slice by slice)."""
     bright = sitk.OtsuThreshold(sitk.Cast(image, sitk.sitkFloat32), 0, 1)
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(bright), sortByObjectSize=True)
-    body = parts == 1
-    filled = [sitk.BinaryFillhole(body[:, :, z]) for z in range(body.GetSize()[2])]
-    stack = sitk.JoinSeries(filled)
-    stack.CopyInformation(body)
-    return stack
+    return filled_across(parts == 1)
 
 
 def _check_counts(noise_hu: float, n_landmarks: int) -> None:

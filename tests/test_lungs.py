@@ -27,6 +27,16 @@ def test_lungs_and_body_of_the_phantom() -> None:
     assert not lungs[~inside].any()
 
 
+@pytest.mark.parametrize("orientation", ["PIR", "LSA"])
+def test_a_scan_in_slices_that_are_not_axial(orientation: str) -> None:
+    """Holes are filled across the body, however the array lies: else they would be those of other slices."""
+    image = Phantom((36, 28, 18), 10.0, noise_hu=0.0).image(0.0)
+    turned = body_of(sitk.DICOMOrient(image, orientation))
+    assert Grid.of(turned).is_close(Grid.of(sitk.DICOMOrient(image, orientation)))
+    back = sitk.GetArrayFromImage(sitk.DICOMOrient(turned, "LPS"))
+    np.testing.assert_array_equal(back, sitk.GetArrayFromImage(body_of(image)))
+
+
 def test_what_shows_no_chest() -> None:
     grid = Grid((8, 8, 8), (1.0, 1.0, 1.0))
     air, water = (grid.image(np.full(grid.shape, hu, np.int16)) for hu in (-1000, 0))
