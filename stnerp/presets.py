@@ -154,7 +154,7 @@ class DefNetSettings:
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 11.0
-    noise: float = 0.005
+    noise: float = 0.02
     smoothing: float = 0.6
     diffusion: float = 0.05
     bending: float = 0.0
