@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -71,6 +71,9 @@ class FactorisedDefNet(DefNet):
         self.modes = _siren(3, 3 * time_basis.size, settings)
         self.register_buffer("mixing", torch.from_numpy(time_basis.mixing))
         self.mixing: torch.Tensor
+        extent = torch.tensor(grid.half_extent_mm, dtype=torch.float32) / settings.length_mm
+        self.register_buffer("half_extent", extent, persistent=False)  # in units of length
+        self.half_extent: torch.Tensor
         self.detail: nn.Parameter | None = None
         if settings.detail_mm is not None:
             self.detail_grid = grid.with_spacing(settings.detail_mm)
@@ -106,13 +109,13 @@ class FactorisedDefNet(DefNet):
 
     def _modes(self, points: torch.Tensor) -> torch.Tensor:
         """Vₖ in axis mm at cube points (N, 3): (N, 3 K)."""
-        isotropic = self.grid.vectors_from_cube(points) / self.length_mm
-        return in_chunks(self.modes, isotropic, CHUNK) * self.velocity_mm
+        return in_chunks(self.modes, points * self.half_extent, CHUNK) * self.velocity_mm
 
     def _coefficients(self, times: Sequence[float]) -> torch.Tensor:
         """bₖ(t), (T, K)."""
-        values = torch.from_numpy(np.stack([self.time_basis(t) for t in times]))
-        return values.to(self.mixing) @ self.mixing
+        where, dtype = self.mixing.device, self.mixing.dtype
+        values = [_basis_values(self.time_basis, t, where, dtype) for t in times]
+        return torch.stack(values) @ self.mixing
 
 
 class SpaceTimeDefNet(DefNet):
@@ -142,6 +145,13 @@ def def_net_of(grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> D
     """A new Def-Net of the form that the settings name."""
     form = FactorisedDefNet if settings.form == "factorised" else SpaceTimeDefNet
     return form(grid, time_basis, settings)
+
+
+@lru_cache(maxsize=256)
+def _basis_values(basis: TimeBasis, t: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """aₖ(t), (K,), made once: each copy to a GPU would wait for it."""
+    with torch.inference_mode(False):  # see `warp._placed`
+        return torch.from_numpy(basis(t)).to(device, dtype)
 
 
 def _smaller(a: Shape, b: Shape) -> Shape:

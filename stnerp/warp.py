@@ -83,7 +83,7 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
     """
     for axis, (n_from, n_to) in enumerate(zip(_spatial(volume), shape, strict=True), start=2):
         if n_from != n_to:
-            matrix = interpolation_matrix(n_from, n_to, order).to(volume.device, volume.dtype)
+            matrix = _placed(interpolation_matrix, volume.device, volume.dtype, n_from, n_to, order)
             rows = matrix[slab] if axis == 2 else matrix
             volume = _along(axis, rows, volume)
         elif axis == 2:
@@ -101,7 +101,7 @@ def smoothed(volume: torch.Tensor, sigma: float | tuple[float, float, float]) ->
     sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * 3
     for axis, n, width in zip((2, 3, 4), _spatial(volume), sigmas, strict=True):
         if _radius(width) > 0:
-            matrix = _gaussian_matrix(n, width).to(volume.device, volume.dtype)
+            matrix = _placed(_gaussian_matrix, volume.device, volume.dtype, n, width)
             volume = _along(axis, matrix, volume)
     return volume
 
@@ -147,6 +147,14 @@ def _radius(sigma: float) -> int:
 
 
 @lru_cache(maxsize=64)
+def _placed(
+    matrix: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype, *arguments: float
+) -> torch.Tensor:
+    """A matrix where it is needed, made once: each copy to a GPU would wait for it."""
+    with torch.inference_mode(False):  # else one that is first needed there could not be differentiated through
+        return matrix(*arguments).to(device, dtype)
+
+
 def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
     """(n, n), float64: rows add up to 1."""
     radius = _radius(sigma)
@@ -158,7 +166,6 @@ def _gaussian_matrix(n: int, sigma: float) -> torch.Tensor:
     return matrix
 
 
-@lru_cache(maxsize=64)
 def interpolation_matrix(n_from: int, n_to: int, order: int) -> torch.Tensor:
     """(n_to, n_from), float64: values at n_to even positions from values at n_from, ends on ends. Order 1 or 3."""
     if n_from == 1:

@@ -233,3 +233,13 @@ def test_it_is_smoothed_after_it_is_moved() -> None:
     assert torch.equal(moved, truth)
     before = sample(smoothed(edge, sigma), displaced_points(shrunk, shape))
     assert (before - truth).abs().max() > 0.1
+
+
+def test_a_fit_may_follow_inference() -> None:
+    """Matrices are kept; those first made where no gradients are wanted serve where they are."""
+    shape = (7, 9, 5)  # of no other test
+    with torch.inference_mode():
+        smoothed(resize(torch.rand(1, 1, 3, 4, 5), shape, order=3), sigma=0.9)
+    volume = torch.rand(1, 1, 3, 4, 5, requires_grad=True)
+    smoothed(resize(volume, shape, order=3), sigma=0.9).sum().backward()
+    assert volume.grad is not None
