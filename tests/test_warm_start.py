@@ -248,12 +248,12 @@ def test_registrations_are_a_start(phantom: Phantom, phantom_series: Series) -> 
             for t in phantom_series.times[1:]
         }
 
-    brief = {**SMALL, **ONE}
+    brief = {**SMALL, **STILL, **ONE}
     right, wrong = (fit_deformation(phantom_series, None, init=registrations(d), **brief) for d in (1, -1))
     for t in phantom_series.times[1:]:
         before = tre_mm(right, phantom, t, times=0)
-        # Four phases by two functions of time, and a small network: most of the motion, from the first step on.
-        assert tre_mm(right, phantom, t) < 0.35 * before
+        # Four phases by two functions of time, and a small network: most of the motion, before any step.
+        assert tre_mm(right, phantom, t) < 0.32 * before
         assert tre_mm(wrong, phantom, t) > 1.5 * before
 
 
