@@ -150,7 +150,7 @@ def def_net_of(grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> D
 @lru_cache(maxsize=256)
 def _basis_values(basis: TimeBasis, t: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """aₖ(t), (K,), made once: each copy to a GPU would wait for it."""
-    with torch.inference_mode(False):  # see `warp._placed`
+    with torch.inference_mode(False):  # see `warp.placed`
         return torch.from_numpy(basis(t)).to(device, dtype)
 
 

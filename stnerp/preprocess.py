@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.geometry import Grid, Triple
-from stnerp.warp import NARROW, interpolation_matrix
+from stnerp.warp import NARROW, interpolation_matrix, placed
 from stnerp.window import Window
 
 #: From this σ on, in voxels, a Gaussian leaves as much noise between voxels as at them.
@@ -88,7 +88,7 @@ def gaussian_resize(
         if n_from == n_to and sigma < NARROW:
             continue
         if n_from != n_to and sigma < EVEN_NOISE:
-            matrix = interpolation_matrix(n_from, n_to, order=3).to(array.dtype)
+            matrix = placed(interpolation_matrix, array.device, array.dtype, n_from, n_to, 3)
             if sigma >= NARROW:
                 matrix = matrix @ _gaussian_matrix(n_from, n_from, sigma).to(array.dtype)
         else:

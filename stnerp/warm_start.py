@@ -265,9 +265,8 @@ def learn_velocity(net: DefNet, velocity_mm: torch.Tensor, times: Sequence[float
         raise InputError("init: displacements, and several fits, need form=factorised; give one fit")
     at_times = torch.from_numpy(np.stack([net.time_basis(t) for t in times])) @ net.mixing.cpu()
     modes = torch.einsum("kt,tczyx->zyxkc", torch.linalg.pinv(at_times), velocity_mm.double().cpu())
-    points = net.grid.vectors_from_cube(cube_points(lattice.shape).reshape(-1, 3)) / net.length_mm
-    wanted = modes.reshape(len(points), -1) / net.velocity_mm
-    points, wanted = (values.to(net.mixing.device, torch.float32) for values in (points, wanted))
+    points = cube_points(lattice.shape, net.half_extent.device).reshape(-1, 3) * net.half_extent
+    wanted = (modes.reshape(len(points), -1) / net.velocity_mm).to(points)
     optimiser = torch.optim.Adam(net.modes.parameters(), lr=LEARNING_RATE)
     schedule = cosine(optimiser, LEARNING_STEPS)
     for _ in range(LEARNING_STEPS):

@@ -83,7 +83,7 @@ def resize(volume: torch.Tensor, shape: Shape, order: int = 1, slab: slice = WHO
     """
     for axis, (n_from, n_to) in enumerate(zip(_spatial(volume), shape, strict=True), start=2):
         if n_from != n_to:
-            matrix = _placed(interpolation_matrix, volume.device, volume.dtype, n_from, n_to, order)
+            matrix = placed(interpolation_matrix, volume.device, volume.dtype, n_from, n_to, order)
             rows = matrix[slab] if axis == 2 else matrix
             volume = _along(axis, rows, volume)
         elif axis == 2:
@@ -101,7 +101,7 @@ def smoothed(volume: torch.Tensor, sigma: float | tuple[float, float, float]) ->
     sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * 3
     for axis, n, width in zip((2, 3, 4), _spatial(volume), sigmas, strict=True):
         if _radius(width) > 0:
-            matrix = _placed(_gaussian_matrix, volume.device, volume.dtype, n, width)
+            matrix = placed(_gaussian_matrix, volume.device, volume.dtype, n, width)
             volume = _along(axis, matrix, volume)
     return volume
 
@@ -147,10 +147,10 @@ def _radius(sigma: float) -> int:
 
 
 @lru_cache(maxsize=64)
-def _placed(
+def placed(
     matrix: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype, *arguments: float
 ) -> torch.Tensor:
-    """A matrix where it is needed, made once: each copy to a GPU would wait for it."""
+    """`matrix(*arguments)` where it is needed, made once: each copy to a GPU would wait for it."""
     with torch.inference_mode(False):  # else one that is first needed there could not be differentiated through
         return matrix(*arguments).to(device, dtype)
 

@@ -241,19 +241,23 @@ def test_several_fits(phantom: Phantom, phantom_series: Series, fitted: STNeRP) 
     assert np.linalg.norm(field(mean, 0.5) - field(fitted, 0.5) / 2, axis=-1).mean() < 0.15 * size
 
 
-def test_registrations_are_a_start(phantom: Phantom, phantom_series: Series) -> None:
+# One step on voxels of 20 mm: with the noise of `fast` it is 0.3502 of the motion in place of 0.3491.
+@pytest.mark.parametrize(("pace", "left"), [(STILL, 0.32), ({"noise": 0.005}, 0.35)], ids=["no step", "a step"])
+def test_registrations_are_a_start(
+    phantom: Phantom, phantom_series: Series, pace: dict[str, Any], left: float
+) -> None:
     def registrations(direction: int) -> dict[float, PairRegistration]:
         return {
             t: registration_of(phantom.grid, lambda p, t=t: p + direction * (phantom.map_points(p, t) - p))  # type: ignore[misc]
             for t in phantom_series.times[1:]
         }
 
-    brief = {**SMALL, **STILL, **ONE}
+    brief = {**SMALL, **ONE, **pace}
     right, wrong = (fit_deformation(phantom_series, None, init=registrations(d), **brief) for d in (1, -1))
     for t in phantom_series.times[1:]:
         before = tre_mm(right, phantom, t, times=0)
-        # Four phases by two functions of time, and a small network: most of the motion, before any step.
-        assert tre_mm(right, phantom, t) < 0.32 * before
+        # Four phases by two functions of time, and a small network: most of the motion, from the first step on.
+        assert tre_mm(right, phantom, t) < left * before
         assert tre_mm(wrong, phantom, t) > 1.5 * before
 
 
