@@ -156,9 +156,9 @@ class DefNetSettings:
     window_mm: float = 11.0
     noise: float = 0.02
     smoothing: float = 0.6
-    diffusion: float = 0.05
+    diffusion: float = 0.01
     bending: float = 0.0
-    total_variation: float = 0.05
+    total_variation: float = 0.07
     folding: float = 0.0
     volume: float = 0.0
     contours: float = 0.0
