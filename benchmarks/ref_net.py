@@ -28,7 +28,8 @@ from stnerp.report import markdown_table, write_csv
 
 logger = logging.getLogger("stnerp.benchmarks")
 
-#: Settings of each fit. A CPU can't afford all voxels in a step: it draws some; many small steps learn most in a given time.
+#: Settings of each fit. A CPU can't afford all voxels in a step: it draws some. In a given time many small steps
+#: learn most.
 FITS: dict[str, dict[str, Any]] = {
     "fast": {},
     "fast_alone": {"remainder": 0.0},
