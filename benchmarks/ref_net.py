@@ -39,7 +39,7 @@ FITS: dict[str, dict[str, Any]] = {
 LABELS = {
     "fast": "fast",
     "fast_alone": "fast, the network alone (`remainder=0`)",
-    "paper_short": "paper's network and first rate, along a cosine: within 90 s",
+    "paper_short": "paper's network and first rate, along a cosine, in small steps",
     "paper": "paper's network and rate",
 }
 
