@@ -18,7 +18,7 @@ lengths and gradients are physical while the grid stays axis-aligned).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -148,6 +148,16 @@ class Grid:
         """World position of every voxel centre, (z, y, x, 3), float64."""
         return self.index_to_world(index_points(self.shape))
 
+    @property
+    def index_to_world_matrix(self) -> np.ndarray:
+        """`index_to_world` as a (4, 4) matrix."""
+        return homogeneous(self._axes * self.spacing_mm, self.origin_mm)
+
+    @property
+    def cube_to_world_matrix(self) -> np.ndarray:
+        """`cube_to_world` as a (4, 4) matrix."""
+        return self.index_to_world_matrix @ homogeneous(np.diag(self._half_size), self._half_size)
+
     def contains(self, points_mm: np.ndarray) -> np.ndarray:
         """Whether points (..., 3) lie within the outer faces of the voxels, (...,)."""
         index = self.world_to_index(points_mm)
@@ -228,16 +238,38 @@ def index_points(shape: tuple[int, int, int]) -> np.ndarray:
     return np.stack([x, y, z], axis=-1)
 
 
-def slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
-    """A grid's world points (z, y, x, 3) by slabs of whole slices, about `SLAB_POINTS` at a time.
+def affine_points(
+    matrix: np.ndarray,
+    shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+    slab: slice = slice(None),
+) -> torch.Tensor:
+    """A (4, 4) matrix times the index (x, y, z) of every voxel of an array, or of a slab of its slices.
+
+    (z, y, x, 3), float64. What an affine map gives is a sum over the axes, and costs each voxel one addition.
+    """
+    columns = torch.from_numpy(matrix).to(device, torch.float64)[:3].T
+    z, y, x = (
+        torch.arange(n, device=device, dtype=torch.float64)[:, None] * columns[axis]
+        for n, axis in zip(shape, (2, 1, 0), strict=True)
+    )
+    return (z[slab, None] + columns[3] + y)[:, :, None] + x
+
+
+def slab_slices(shape: tuple[int, int, int]) -> list[slice]:
+    """An array's slices by slabs of about `SLAB_POINTS` voxels.
 
     What is rendered slab by slab needs no more memory for a larger image.
     """
-    nz, ny, nx = grid.shape
+    nz, ny, nx = shape
     thickness = max(1, SLAB_POINTS // (ny * nx))
-    for z in range(0, nz, thickness):
-        part = slice(z, min(z + thickness, nz))
-        yield part, grid.index_to_world(index_points((part.stop - z, ny, nx)) + np.array([0, 0, z]))
+    return [slice(z, min(z + thickness, nz)) for z in range(0, nz, thickness)]
+
+
+def slabs(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
+    """A grid's world points (z, y, x, 3), float64, slab by slab (`slab_slices`)."""
+    for part in slab_slices(grid.shape):
+        yield part, affine_points(grid.index_to_world_matrix, grid.shape, slab=part).numpy()
 
 
 def slab_count(shape: tuple[int, int, int], voxels_per_step: int | None) -> int:
@@ -267,6 +299,13 @@ def random_slabs(
         slice(max(k * slices // count - overlap, 0), min((k + 1) * slices // count + overlap, slices))
         for k in chosen.tolist()
     ]
+
+
+def homogeneous(matrix: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:
+    """x -> matrix x + shift as a (4, 4) matrix, float64."""
+    whole = np.eye(4)
+    whole[:3, :3], whole[:3, 3] = matrix, shift
+    return whole
 
 
 def apply_affine(matrix: np.ndarray, points: Points) -> Points:

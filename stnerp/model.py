@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from stnerp.alignment import affine_at
 from stnerp.appearance import FADE_HU, LUNG_HU, Appearance, NeighbourFlow, density
 from stnerp.checkpoint import content_of, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
+from stnerp.device import device_of
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, apply_affine, slabs
+from stnerp.geometry import Grid, affine_points, apply_affine, slab_slices
 from stnerp.labels import Interpolation, carried_labels
 from stnerp.monitor import Row, monitor
 from stnerp.presets import DefNetSettings, def_net_settings_of
@@ -111,15 +113,19 @@ class STNeRP:
                 f"appearance: density needs CT in a window that shows the lung, not from {self.window.low:g} on"
             )
         jacobian = sitk.GetArrayFromImage(self.jacobian(t, grid)) if appearance == "density" else None
+        index_to_aligned = self._to_aligned(t) @ grid.index_to_world_matrix
+        index_to_cube = np.linalg.inv(self.grid.cube_to_world_matrix) @ index_to_aligned
         values = np.empty(grid.shape, np.float32)
-        for part, points_mm in slabs(grid):
+        for part in slab_slices(grid.shape):
             if appearance == "blend":
                 assert self.flow is not None
-                read, known = self.flow.read(self._aligned(points_mm, t), t)
+                read, known = self.flow.read(affine_points(index_to_aligned, grid.shape, slab=part).numpy(), t)
             else:
-                moved = self._to_reference_cube(points_mm, t)
+                points = affine_points(index_to_cube, grid.shape, self.device, part)
+                moved = points + self._read(t, points)
                 read = self._read_reference(moved)
-                known = self.grid.contains(self.grid.cube_to_world(moved.numpy()))
+                if outside is not None:
+                    known = self.grid.contains(self.grid.cube_to_world(moved.cpu().numpy()))
             values[part] = self.window.denormalise(np.clip(read, 0, 1))
             if jacobian is not None:
                 values[part] = density(values[part], jacobian[part])
@@ -145,7 +151,6 @@ class STNeRP:
         if not inverse:
             moved = self._to_reference_cube(points, t)
             return self.grid.cube_to_world(moved.double().numpy())
-        alignment = affine_at(self.alignments, self.times, t, self.period)
         wanted = torch.as_tensor(self.grid.world_to_cube(points), dtype=torch.float64)
         aligned = wanted + self._read(t, wanted, inverse=True)
         miss = aligned + self._read(t, aligned) - wanted
@@ -158,7 +163,7 @@ class STNeRP:
             better = tried_mm < miss_mm
             aligned, miss = torch.where(better, tried, aligned), torch.where(better, tried_miss, miss)
             step = torch.where(better, step, step / 2)
-        return apply_affine(alignment, self.grid.cube_to_world(aligned.numpy()))
+        return apply_affine(np.linalg.inv(self._to_aligned(t)), self.grid.cube_to_world(aligned.numpy()))
 
     def propagate(
         self,
@@ -237,13 +242,18 @@ class STNeRP:
         )
 
     @staticmethod
-    def load(path: str | Path) -> STNeRP:
-        """Read a model that `save` wrote. Runs no code from the file; loads on the CPU.
+    def load(path: str | Path, device: str | torch.device = "auto") -> STNeRP:
+        """Read a model that `save` wrote. Runs no code from the file.
+
+        Args:
+            path: of the file.
+            device: where it computes: "auto", "cpu", "cuda", ...
 
         Raises:
             MissingFileError: no such file.
-            InputError: not a model, or one of a newer format.
+            InputError: not a model, or one of a newer format, or an unknown device.
         """
+        where = device_of(device)
         with content_of(Path(path), KIND) as saved:
             grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
             basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
@@ -255,8 +265,8 @@ class STNeRP:
             def_net.load_weights(saved["def_net"]["weights"])
             voxels, flow = saved["reference_voxels"], saved.get("flow")
             return STNeRP(
-                def_net=def_net.eval(),
-                ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
+                def_net=def_net.eval().to(where),
+                ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]).to(where),
                 reference_voxels=None if voxels is None else voxels.numpy(),
                 settings=settings,
                 alignments=alignments,
@@ -275,34 +285,47 @@ class STNeRP:
             return self.grid
         return grid if isinstance(grid, Grid) else Grid.of(grid)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are, and where images and displacements are computed."""
+        return next(self.def_net.parameters()).device
+
     def _displacement_array(self, t: float, grid: Grid) -> np.ndarray:
-        """φ_t(p) − p, (z, y, x, 3), LPS mm, float64."""
+        """φ_t(p) − p, (z, y, x, 3), LPS mm, float64: u_t where the pre-alignment takes p, and what that moves."""
+        t = _time(t)
+        to_aligned, cube_to_world = self._to_aligned(t), self.grid.cube_to_world_matrix
+        index_to_cube = np.linalg.inv(cube_to_world) @ to_aligned @ grid.index_to_world_matrix
+        alone = (to_aligned - np.eye(4)) @ grid.index_to_world_matrix
+        cube_to_mm = torch.from_numpy(cube_to_world[:3, :3].T.copy()).to(self.device)
         field = np.empty((*grid.shape, 3))
-        for part, points_mm in slabs(grid):
-            moved = self._to_reference_cube(points_mm, t).double().numpy()
-            field[part] = self.grid.cube_to_world(moved) - points_mm
+        for part in slab_slices(grid.shape):
+            points, aligning = (affine_points(m, grid.shape, self.device, part) for m in (index_to_cube, alone))
+            field[part] = (self._read(t, points) @ cube_to_mm + aligning).cpu().numpy()
         return field
 
     def _read_reference(self, points: torch.Tensor) -> np.ndarray:
         """Intensities (...,) of the reference, about [0, 1], at points (..., 3) of its cube."""
-        if self.ref_net is not None:
-            device = next(self.ref_net.parameters()).device
-            with torch.no_grad():
-                read = self.ref_net(points.to(device).reshape(-1, 3)).cpu()
-        else:
-            assert self.reference_voxels is not None
-            voxels = torch.from_numpy(self.reference_voxels)[None, None]
-            read = sample(voxels, points.reshape(1, -1, 3))
-        return read.reshape(points.shape[:-1]).numpy()
+        with torch.no_grad():
+            if self.ref_net is not None:
+                read = self.ref_net(points.reshape(-1, 3))
+            else:
+                read = sample(self._reference_volume, points.reshape(1, -1, 3))
+        return read.reshape(points.shape[:-1]).cpu().numpy()
 
-    def _aligned(self, points_mm: np.ndarray, t: float) -> np.ndarray:
-        """World points (..., 3) of time t in the pre-aligned frame."""
-        return apply_affine(np.linalg.inv(affine_at(self.alignments, self.times, t, self.period)), points_mm)
+    @cached_property
+    def _reference_volume(self) -> torch.Tensor:
+        """The reference's voxels (1, 1, z, y, x) where the networks are."""
+        assert self.reference_voxels is not None
+        return torch.from_numpy(self.reference_voxels).to(self.device)[None, None]
+
+    def _to_aligned(self, t: float) -> np.ndarray:
+        """(4, 4), a world point at time t -> its place in the pre-aligned frame."""
+        return np.linalg.inv(affine_at(self.alignments, self.times, t, self.period))
 
     def _to_reference_cube(self, points_mm: np.ndarray, t: float) -> torch.Tensor:
         """φ_t of world points (..., 3), as points of the reference's cube, float64."""
         t = _time(t)
-        aligned = self.grid.world_to_cube(self._aligned(points_mm, t))
+        aligned = self.grid.world_to_cube(apply_affine(self._to_aligned(t), points_mm))
         cube = torch.from_numpy(np.ascontiguousarray(aligned))
         return cube + self._read(t, cube)
 
@@ -310,10 +333,10 @@ class STNeRP:
         """The displacement (..., 3), cube units, at cube points (..., 3), float64."""
         field = self._lattice_displacement(t, inverse)
         values = sample(field, points.reshape(1, -1, 3).to(field))[0]
-        return values.T.reshape(points.shape).double()
+        return values.T.reshape(points.shape).to(points)
 
     def _lattice_displacement(self, t: float, inverse: bool) -> torch.Tensor:
-        """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units, on the CPU."""
+        """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units."""
         key = (float(t), inverse)
         if key not in self._displacements:
             first, last = self.def_net.time_basis.measured_range
@@ -326,7 +349,7 @@ class STNeRP:
                 field = exponential(-velocity if inverse else velocity, self.settings.squarings)
             if len(self._displacements) >= 8:  # lattices are small, but time is continuous
                 self._displacements.clear()
-            self._displacements[key] = field.cpu()
+            self._displacements[key] = field
         return self._displacements[key]
 
     @property

@@ -9,7 +9,16 @@ import torch
 from conftest import ORIGIN, SIZE, SPACING
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, apply_affine, cube_points, index_points, random_slabs, slab_count
+from stnerp.geometry import (
+    Grid,
+    affine_points,
+    apply_affine,
+    cube_points,
+    index_points,
+    random_slabs,
+    slab_count,
+    slab_slices,
+)
 
 # float64 throughout: coordinates of about 100 mm carry rounding errors near 1e-14, sums of a few near 1e-13.
 EXACT = 1e-11
@@ -255,3 +264,36 @@ def test_as_many_slabs_as_are_counted() -> None:
     assert slab_count((30, 10, 10), 10**6) == slab_count((30, 10, 10), None) == 1
     assert slab_count((9, 50, 50), 100) == 2  # of four slices at least
     assert slab_count((3, 50, 50), 100) == 1
+
+
+# -- affine maps as matrices
+
+
+def test_matrices_are_the_maps(any_grid: Grid) -> None:
+    index = some_indices()
+    assert (
+        np.abs(apply_affine(any_grid.index_to_world_matrix, index) - any_grid.index_to_world(index)).max() < EXACT
+    )
+    cube = index / 4 - 1
+    assert np.abs(apply_affine(any_grid.cube_to_world_matrix, cube) - any_grid.cube_to_world(cube)).max() < EXACT
+
+
+def test_an_axis_of_one_voxel_has_a_matrix_too() -> None:
+    grid = Grid((5, 1, 4), (2.0, 3.0, 4.0), (1.0, 2.0, 3.0))
+    world_to_cube = np.linalg.inv(grid.cube_to_world_matrix)
+    points_mm = grid.points_world()
+    assert np.abs(apply_affine(world_to_cube, points_mm) - grid.world_to_cube(points_mm)).max() < EXACT
+
+
+@pytest.mark.parametrize("slab", [slice(None), slice(1, 3), slice(2, None)])
+def test_affine_points_are_the_matrix_times_each_index(any_grid: Grid, slab: slice) -> None:
+    matrix = np.random.default_rng(3).normal(size=(4, 4))
+    matrix[3] = 0, 0, 0, 1
+    points = affine_points(matrix, any_grid.shape, slab=slab).numpy()
+    assert np.abs(points - apply_affine(matrix, index_points(any_grid.shape)[slab])).max() < EXACT
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 1), (7, 2000, 1000)])
+def test_slab_slices_are_all_slices_once(shape: tuple[int, int, int]) -> None:
+    slices = [z for part in slab_slices(shape) for z in range(part.start, part.stop)]
+    assert slices == list(range(shape[0]))
