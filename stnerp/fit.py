@@ -25,7 +25,7 @@ from stnerp.alignment import Kind, affine_between
 from stnerp.appearance import fit_flow
 from stnerp.baselines.pair import PairRegistration
 from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
-from stnerp.device import device_of
+from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, random_slabs
 from stnerp.guidance import Guide, guides_of
@@ -34,6 +34,7 @@ from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
+from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
 from stnerp.series import Series
 from stnerp.time_basis import TimeBasis
@@ -120,7 +121,8 @@ def fit_deformation(
                 start_from(net, init, series, alignments, chosen)
         if ref_net is not None:
             ref_net = copy.deepcopy(ref_net).to(where).requires_grad_(False)  # the caller's stays as it is
-        history = _optimise(net, ref_net, series, alignments, pace, guides, progress, fit)
+        with recording(where), tensor_cores(where, allowed=chosen.reference == "network"):
+            history = _optimise(net, ref_net, series, alignments, pace, guides, progress, fit)
         flow = None
         if appearance == "blend":
             flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress, fit=fit)
@@ -189,6 +191,8 @@ def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
     """(T, 4, 4), reference point -> point of the image at each time."""
     if kind == "auto":
         kind = "affine" if series.period is None else "none"
+    if kind == "none":
+        return np.stack([np.eye(4)] * len(series))
     reference = series.grid.image(normalised(series.reference_image, series.window))
     matrices = [np.eye(4)] * len(series)
     for i in series.targets:
@@ -318,6 +322,12 @@ class _Level:
         )
         half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
         self.half_extent_mm = half_extent_mm[:, None, None, None]
+        # One image's velocity and the loss's gradient by it, always in the same place (`Replay`).
+        self.velocity_mm = torch.zeros(1, 3, *self.lattice.shape, device=device)
+        self.gradient = torch.zeros_like(self.velocity_mm)
+        self.replays: dict[tuple[int, int], Replay[dict[str, torch.Tensor]]] = {}
+        self.pool = memory_pool(device)
+        self.may_record = isinstance(reference, np.ndarray) and not guides
         # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
         # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
         sigma = level.smoothing(grid, settings.smoothing)
@@ -328,7 +338,7 @@ class _Level:
                 grid, math.hypot(settings.smoothing, sigma_mm / min(grid.spacing_mm))
             )
         else:  # read between its voxels, so it is kept at twice the resolution
-            fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm)
+            fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device)
             self.reference = partial(sample, _tensor(fine, device))
             self.moved_sigma = sigma
         radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
@@ -337,7 +347,7 @@ class _Level:
         for i in fitted_images(series, settings):
             image = series.images[i]
             target, covered = on_grid(
-                normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm
+                normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm, device
             )
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
@@ -350,26 +360,40 @@ class _Level:
         velocity_mm = self.net.lattice_velocity(self.lattice.shape, [target.time for target in targets])
         # The graph is cut here: each time's images are done and forgotten before the next one's,
         # and the network's own backward pass runs once, on the sum.
-        leaf = velocity_mm.detach().requires_grad_()
+        gradient = torch.empty_like(velocity_mm)
         sums: dict[str, torch.Tensor] = {}
         drawn = random_slabs(self.voxels.shape, self.settings.voxels_per_step, len(targets), draw, self.overlap)
-        for row, (target, slab) in enumerate(zip(targets, drawn, strict=True)):
-            terms = self._terms(leaf[row : row + 1], target, slab)
-            loss = torch.stack(list(terms.values())).sum() / len(targets)
-            loss.backward()
-            for name, value in {"loss": loss * len(targets), **terms}.items():
-                sums[name] = sums.get(name, loss.new_zeros(())) + value.detach() / len(targets)
-        assert leaf.grad is not None
+        for row, (i, slab) in enumerate(zip(chosen, drawn, strict=True)):
+            self.velocity_mm.copy_(velocity_mm[row : row + 1].detach())
+            values = self._look(i, slab)
+            gradient[row : row + 1] = self.gradient / len(targets)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value / len(targets)
         # On a GPU this would wait for it; there the next loss tells.
-        if leaf.device.type == "cpu" and not leaf.grad.isfinite().all():
-            raise FitError(f"Def-Net: {self._broken(leaf, targets, drawn)}; lower learning_rate")
-        velocity_mm.backward(leaf.grad)
+        if gradient.device.type == "cpu" and not gradient.isfinite().all():
+            raise FitError(f"Def-Net: {self._broken(velocity_mm.detach(), targets, drawn)}; lower learning_rate")
+        velocity_mm.backward(gradient)
         if self.detailed is not None and (weight := self.settings.detail_total_variation):
             detail, detail_grid = self.detailed.smooth_detail(), self.detailed.detail_grid
             variation = weight * losses.total_variation(detail, detail_grid.spacing_mm)
             variation.backward()
             sums |= {"loss": sums["loss"] + variation.detach(), "detail_total_variation": variation.detach()}
         return sums
+
+    def _look(self, index: int, slab: slice) -> dict[str, torch.Tensor]:
+        """The loss of one image, and its terms, for `velocity_mm`; its gradient by that goes to `gradient`."""
+
+        def look() -> dict[str, torch.Tensor]:
+            leaf = self.velocity_mm.detach().requires_grad_()
+            terms = self._terms(leaf, self.targets[index], slab)
+            loss = torch.stack(list(terms.values())).sum()
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            self.gradient.copy_(gradient)
+            return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+        if not self.may_record:
+            return look()
+        return self.replays.setdefault((index, slab.start), Replay(self.pool))(look)
 
     def _broken(self, velocity_mm: torch.Tensor, targets: Sequence[_Target], slabs: Sequence[slice]) -> str:
         """Which term it was, of a loss whose gradient by the velocity is not finite."""

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from stnerp.device import tensor_cores
 from stnerp.warp import sample
 
 
@@ -32,7 +35,8 @@ class FourierFeatures(nn.Module):
         self.B: torch.Tensor
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
-        phase = 2 * math.pi * points @ self.B.T
+        with tensor_cores(points.device, allowed=False):
+            phase = 2 * math.pi * points @ self.B.T
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
@@ -47,7 +51,8 @@ class Sine(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sin(self.omega * self.linear(x))
+        # ω₀ multiplies the weights, of which there are few, and not what comes out, of which there is much.
+        return torch.sin(F.linear(x, self.omega * self.linear.weight, self.omega * self.linear.bias))
 
 
 def siren(
@@ -106,10 +111,21 @@ class FeatureGrid(nn.Module):
 
 def in_chunks(network: nn.Module, points: torch.Tensor, chunk: int) -> torch.Tensor:
     """network(points) by pieces of `chunk` points; with gradients, each piece is recomputed in the backward
-    pass, so that memory is bounded by the piece and not by the image."""
+    pass, so that memory is bounded by the piece and not by the image. On a GPU with much memory pieces are larger.
+    """
+    chunk *= _pieces_at_once(points.device)
     if len(points) <= chunk:
         return network(points)
     pieces = points.split(chunk)
     if not torch.is_grad_enabled():
         return torch.cat([network(piece) for piece in pieces])
-    return torch.cat([checkpoint(network, piece, use_reentrant=False) for piece in pieces])
+    again = partial(checkpoint, network, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    return torch.cat([again(piece) for piece in pieces])
+
+
+def _pieces_at_once(device: torch.device) -> int:
+    """How many pieces of 2¹⁶ points a GPU takes at a time: one for each 8 GiB, of which the paper's networks need
+    1.7, and no more than 8: small kernels are over before the next ones are launched."""
+    if device.type != "cuda":
+        return 1
+    return max(1, min(8, torch.cuda.get_device_properties(device).total_memory // 2**33))

@@ -28,6 +28,7 @@ def on_grid(
     to: Grid,
     to_image: np.ndarray | None = None,
     sigma_mm: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan smoothed, moved and resampled onto another grid, in world space.
 
@@ -41,13 +42,15 @@ def on_grid(
         to: where it is wanted.
         to_image: (4, 4), a world point of `to` -> the scan's world point; None: the same point.
         sigma_mm: width of a Gaussian that is applied first, against aliasing.
+        device: where that is computed.
 
     Returns:
         The values (z, y, x) on `to`, float32, and whether the scan covers each voxel (bool).
         Voxels that it doesn't cover hold the nearest covered value.
     """
     coarse = grid.with_spacing(_smoothed_spacing(grid, to, sigma_mm))
-    smooth = gaussian_resize(torch.from_numpy(array), coarse.shape, grid.spacing_mm, sigma_mm).numpy()
+    whole = torch.from_numpy(array).to(device)
+    smooth = gaussian_resize(whole, coarse.shape, grid.spacing_mm, sigma_mm).cpu().numpy()
     moved = to_image is not None and not np.allclose(to_image, np.eye(4))
     if not moved and coarse.is_close(to):
         return smooth, np.ones(to.shape, dtype=bool)
@@ -90,9 +93,9 @@ def gaussian_resize(
         if n_from != n_to and sigma < EVEN_NOISE:
             matrix = placed(interpolation_matrix, array.device, array.dtype, n_from, n_to, 3)
             if sigma >= NARROW:
-                matrix = matrix @ _gaussian_matrix(n_from, n_from, sigma).to(array.dtype)
+                matrix = matrix @ _gaussian_matrix(n_from, n_from, sigma).to(array)
         else:
-            matrix = _gaussian_matrix(n_from, n_to, sigma).to(array.dtype)
+            matrix = _gaussian_matrix(n_from, n_to, sigma).to(array)
         array = torch.movedim(torch.movedim(array, axis, -1) @ matrix.T, -1, axis)
     return array.contiguous()
 

@@ -15,14 +15,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from stnerp.checkpoint import content_of, write_checkpoint
-from stnerp.device import device_of
+from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError
-from stnerp.geometry import Grid, cube_points, slabs
+from stnerp.geometry import Grid, affine_points, cube_points, slab_slices
 from stnerp.losses import mse
 from stnerp.memory import ref_net_bytes, require_memory
 from stnerp.networks import FeatureGrid, in_chunks, siren
 from stnerp.preprocess import normalised
 from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
+from stnerp.replay import Replay, recording
 from stnerp.resume import SECONDS, Part, Progress, State
 from stnerp.series import Series
 from stnerp.warp import sample
@@ -83,12 +84,12 @@ class RefNet(nn.Module):
         """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slab by slab, so any size fits."""
         grid = grid or self.grid
         device = next(self.parameters()).device
+        index_to_cube = np.linalg.inv(self.grid.cube_to_world_matrix) @ grid.index_to_world_matrix
         values = np.empty(grid.shape, np.float32)
         with torch.no_grad():
-            for part, points_mm in slabs(grid):
-                points = self.grid.world_to_cube(points_mm)
-                read = self(torch.as_tensor(points, dtype=torch.float32, device=device).reshape(-1, 3))
-                values[part] = read.reshape(points.shape[:-1]).cpu().numpy()
+            for part in slab_slices(grid.shape):
+                points = affine_points(index_to_cube, grid.shape, device, part)
+                values[part] = self(points.reshape(-1, 3)).reshape(points.shape[:-1]).cpu().numpy()
         return values
 
     def image(self, grid: Grid | None = None) -> sitk.Image:
@@ -179,6 +180,19 @@ def fit_reference(
         points = cube_points(series.grid.shape, where).reshape(-1, 3)
     optimiser = torch.optim.Adam(net.parameters(), lr=chosen.learning_rate, fused=True)
     schedule = cosine(optimiser, chosen.iterations) if chosen.decay == "cosine" else None
+    parameters, replay = list(net.network.parameters()), Replay[torch.Tensor]()
+
+    def look() -> torch.Tensor:
+        """Eq. 3 for the voxels of one step; the parameters get its gradient."""
+        if points is None:
+            chosen_voxels = torch.randint(len(intensities), (drawn,), device=where)
+            loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
+        else:
+            loss = mse(intensities, net(points))
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        return loss.detach()
+
     parts: dict[str, Part] = {"network": net.network, "adam": optimiser}
     if schedule is not None:
         parts["schedule"] = schedule
@@ -191,25 +205,21 @@ def fit_reference(
         **asdict(chosen),
     }
     with (
+        recording(where),
+        tensor_cores(where, allowed=chosen.backbone == "siren"),
         Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit,
         fit.stage("ref_net", state),
         tqdm(total=chosen.iterations, desc="Ref-Net", disable=not progress) as bar,
     ):
         bar.update(state.step)
         for step in fit.steps(chosen.iterations):
-            if points is None:
-                chosen_voxels = torch.randint(len(intensities), (drawn,), device=where)
-                loss = mse(intensities[chosen_voxels], net(voxel_points(chosen_voxels, series.grid)))
-            else:
-                loss = mse(intensities, net(points))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = replay(look)
             optimiser.step()
             if schedule is not None:
                 schedule.step()
             bar.update()
             if step % 20 == 0 or step == chosen.iterations:
-                value = float(loss.detach())
+                value = float(loss)
                 if not np.isfinite(value):
                     raise FitError(f"Ref-Net: the loss (mse) is {value} at step {step}; lower learning_rate")
                 psnr_db = -10 * math.log10(max(value, 1e-12))
@@ -228,9 +238,8 @@ def fingerprint_of(voxels: np.ndarray) -> str:
 def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Cube points (N, 3) of voxels given by their place (N,) in the flattened array."""
     z, y, x = grid.shape
-    index = torch.stack([voxels % x, voxels // x % y, voxels // (x * y)], dim=-1)
-    last = torch.tensor([max(n - 1, 1) for n in (x, y, z)], device=voxels.device)
-    return 2 * index / last - 1
+    index = ((voxels % x, x), (voxels // x % y, y), (voxels // (x * y), z))
+    return torch.stack([2 * i / max(n - 1, 1) - 1 for i, n in index], dim=-1)
 
 
 def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -472,9 +472,9 @@ def test_a_gpu_fits_what_the_cpu_fits(phantom_series: Series) -> None:
 
 
 def assert_alike(a: STNeRP, b: STNeRP) -> None:
-    """The same fit, but for the rounding of its sums."""
+    """The same fit, but for the rounding of its sums: of correlations near 1, of which the loss is the rest."""
     for mine, theirs in zip(a.history, b.history, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=5 * 2**-23)  # float32
     field_mm, other_mm = (sitk.GetArrayFromImage(model.displacement(0.5)) for model in (a, b))
     # Adam divides by the gradient's size: where it is near 0, its rounding counts. 6 steps move by 1 mm and more.
     assert np.abs(other_mm).max() > 0.5
