@@ -134,13 +134,14 @@ def cost(run: Callable[[int], object], repeats: int, device: torch.device) -> tu
             run(steps)
         return float(counter.get_total_flops())
 
-    few, many = (4, 64) if device.type == "cuda" else (1, 5)
+    few, many = STEPS[device.type]
     spent = seconds(lambda: run(many), repeats) - seconds(lambda: run(few), repeats)
     return flops(2) - flops(1), max(spent, 1e-9) / (many - few)  # replayed steps aren't counted: no PyTorch runs
 
 
 # -- the stages
 
+STEPS = {"cpu": (1, 5), "cuda": (4, 64)}  # what lies between them is timed
 Stage = tuple[str, Callable[[int], object], float]  # name, so many steps, bytes of a step
 
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 NUMBER = 4  # bytes of a float32
-POINTS = 2**16  # of a pass of a network, `def_net.CHUNK` and `ref_net.CHUNK`
+POINTS = 2**16  # of a pass of a network, `def_net.CHUNK` and `ref_net.CHUNK`; on a large GPU more, which it has
 TOO_HIGH = 1.3  # by how much a prediction may be, before a fit is refused for it
 
 # Held whatever the size: what torch and SimpleITK load when they are first used.
