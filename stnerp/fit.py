@@ -247,6 +247,8 @@ def _optimise(
             if reference is None:
                 reference = _pulled_reference(ref_net, series, settings)
             images = _Level(net, reference, series, alignments, settings, guides, level)
+            if settings.bregman and 0 < number == len(settings.levels) - 1:
+                images.give_back(fit.kept("pull", images.pull))  # of the level's start, also if it goes on later
             if images.detailed is not None and len(optimisers) == 1:
                 free_the_detail(sum(lengths[number:]))
             if level.learning_rate is not None and state.step == until - length:
@@ -328,6 +330,7 @@ class _Level:
         self.replays: dict[tuple[int, int], Replay[dict[str, torch.Tensor]]] = {}
         self.pool = memory_pool(device)
         self.may_record = isinstance(reference, np.ndarray) and not guides
+        self.given_back: dict[float, torch.Tensor] = {}
         # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
         # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
         sigma = level.smoothing(grid, settings.smoothing)
@@ -353,6 +356,25 @@ class _Level:
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels)
             self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}))
+
+    def pull(self) -> dict[str, torch.Tensor]:
+        """The gradient of the penalties by the velocity of each target as it is now, (T, 3, z, y, x)."""
+        with torch.no_grad():
+            velocity_mm = self.net.lattice_velocity(self.lattice.shape, self._times())
+        pulls = torch.zeros_like(velocity_mm)
+        for row in range(len(pulls)):
+            leaf = velocity_mm[row : row + 1].requires_grad_()
+            if penalties := list(self._penalties(leaf).values()):
+                pulls[row : row + 1] = torch.autograd.grad(torch.stack(penalties).sum(), leaf)[0]
+        return {"pull": pulls}
+
+    def give_back(self, pull: Mapping[str, torch.Tensor]) -> None:
+        """From now on the loss of each target is less by its velocity times `bregman` of what `pull` found."""
+        pulls = self.settings.bregman * pull["pull"].to(self.velocity_mm)
+        self.given_back = dict(zip(self._times(), pulls.split(1), strict=True))
+
+    def _times(self) -> list[float]:
+        return [target.time for target in self.targets.values()]
 
     def backward(self, chosen: Sequence[int], draw: np.random.Generator) -> dict[str, torch.Tensor]:
         """Add the gradient of the mean loss over these targets to the network; returns the loss's terms."""
@@ -416,15 +438,23 @@ class _Level:
         terms: dict[str, torch.Tensor] = {
             settings.loss: target.similarity(self._pull_back(displacement, slab), slab)
         }
-        for name, penalty in VELOCITY_PENALTIES.items():
-            if weight := getattr(settings, name):
-                terms[name] = weight * penalty(velocity_mm, spacing_mm)
+        terms |= self._penalties(velocity_mm)
+        if target.time in self.given_back:
+            terms["given_back"] = -(self.given_back[target.time] * velocity_mm).sum()
         for name, penalty in DISPLACEMENT_PENALTIES.items():
             if weight := getattr(settings, name):
                 terms[name] = weight * penalty(displacement * self.half_extent_mm, spacing_mm)
         for name, distance_mm in target.guides.items():
             terms[name] = getattr(settings, name) * distance_mm(displacement)
         return terms
+
+    def _penalties(self, velocity_mm: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The weighted penalties on a velocity (1, 3, z, y, x)."""
+        return {
+            name: weight * penalty(velocity_mm, self.lattice.spacing_mm)
+            for name, penalty in VELOCITY_PENALTIES.items()
+            if (weight := getattr(self.settings, name))
+        }
 
     def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:
         """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""

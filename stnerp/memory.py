@@ -89,6 +89,8 @@ def _level_bytes(
         velocity, passes = 3 * functions * (VELOCITY * lattice + DETAIL * detail) + 6 * at_once * lattice, 1
     else:
         velocity, passes = 3 * VELOCITY * at_once * lattice, at_once
+    if settings.bregman and level is settings.levels[-1] and len(settings.levels) > 1:
+        velocity += 3 * images * lattice
     squaring = 3 * SQUARING * (settings.squarings + 2) * lattice
     # A pass of few points is kept until its gradient is needed, a longer one is made again, piece by piece.
     piece = _siren(min(network, POINTS), settings.layers, settings.width)

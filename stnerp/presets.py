@@ -128,6 +128,10 @@ class DefNetSettings:
         smoothing: σ of the Gaussian through which images are compared, the moved one after it is moved, in units
             of the scan's finest spacing: noise is as wide as its voxels are.
         diffusion, bending, total_variation: weights of the penalties on the whole velocity.
+        bregman: part of those penalties' pull on the velocity, as it is when the last of several levels begins,
+            that is given back on that level (Bregman iteration, Osher et al. 2005). Penalties make every motion
+            too small, a small one by as much as a large one; 1 takes that back, and what begins to follow noise
+            is penalised as before. 0: nothing.
         folding, volume: weights of the penalties on the Jacobian of the displacement.
         contours, landmarks: weights of the distance (mm) of known contours and landmarks from the reference's,
             at the times that have them (see `guidance`).
@@ -158,7 +162,8 @@ class DefNetSettings:
     smoothing: float = 0.6
     diffusion: float = 0.01
     bending: float = 0.0
-    total_variation: float = 0.07
+    total_variation: float = 0.1
+    bregman: float = 1.0
     folding: float = 0.0
     volume: float = 0.0
     contours: float = 0.0
@@ -206,6 +211,7 @@ PAPER = Preset(
         smoothing=0.0,
         diffusion=0.0,
         total_variation=0.0,
+        bregman=0.0,
         learning_rate=1e-5,
         decay="constant",
         levels=(Level(None, None, 2000),),
@@ -223,6 +229,7 @@ FLOW = DefNetSettings(
     smoothing=0.5,
     diffusion=0.1,
     total_variation=0.0,
+    bregman=0.0,
     levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30)),
 )
 
@@ -274,8 +281,9 @@ def ref_net_settings_of(saved: dict[str, Any]) -> RefNetSettings:
 
 
 def def_net_settings_of(saved: dict[str, Any]) -> DefNetSettings:
-    """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone."""
-    return with_changes(DefNetSettings(), {"network_mm": None, "detail_mm": None, **saved})
+    """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone,
+    and nothing given back."""
+    return with_changes(DefNetSettings(), {"network_mm": None, "detail_mm": None, "bregman": 0.0, **saved})
 
 
 AT_LEAST_ONE = (
@@ -318,7 +326,7 @@ def _check(settings: RefNetSettings | DefNetSettings | Level, within: str = "") 
             raise InputError(f"{within}{name}: {value!r} must be a whole number")
         elif (name in AT_LEAST_ONE and value < 1) or (name == "layers" and value < 2):
             raise InputError(f"{within}{name}: {value} must be at least {2 if name == 'layers' else 1}")
-        elif (name.startswith("fraction") or name == "remainder") and value > 1:
+        elif (name.startswith("fraction") or name in ("remainder", "bregman")) and value > 1:
             raise InputError(f"{within}{name}: {value} must be at most 1")
         elif name in POSITIVE and value == 0:
             raise InputError(f"{within}{name}: must be above 0")

@@ -464,6 +464,57 @@ def test_the_same_image_where_it_was_costs_nothing(level: Level, smoothing: floa
     assert float(images.targets[1].similarity(moved, slice(None))) == pytest.approx(0, abs=1e-4)
 
 
+def test_what_is_given_back_is_the_penalties_pull() -> None:
+    """Where the last level begins, the penalties then pull nowhere; elsewhere they do."""
+    grid = Grid((21, 21, 13), (2.0, 2.0, 2.5))
+    white = grid.image(np.random.default_rng(0).random(grid.shape, np.float32))
+    series = load_series([white] * 3, [0.0, 1.0, 3.0], window=Window(0.0, 1.0))
+    level = Level(2, 8, 1)
+    settings = dataclasses.replace(FAST.def_net, bending=1.0, levels=(level,))
+    torch.manual_seed(0)
+    net = def_net_of(grid, TimeBasis(series.times, 0.0, None), settings)
+    images = _Level(net, normalised(white, series.window), series, np.stack([np.eye(4)] * 3), settings, {}, level)
+    images.give_back(images.pull())
+
+    def pull_at(velocity_mm: torch.Tensor, index: int) -> float:
+        leaf = velocity_mm.detach().requires_grad_()
+        terms = images._terms(leaf, images.targets[index], slice(None))
+        rest = torch.stack([value for name, value in terms.items() if name != "local_ncc"]).sum()
+        return float(torch.autograd.grad(rest, leaf)[0].norm())
+
+    start = net.lattice_velocity(images.lattice.shape, [1.0, 3.0]).detach()
+    for row, index in enumerate((1, 2)):
+        here = start[row : row + 1]
+        # Sums of float32 in another order.
+        assert pull_at(here, index) < 1e-5 * pull_at(2 * here, index)
+        assert pull_at(start[1 - row : 2 - row], index) > 0.1 * pull_at(2 * here, index)
+
+
+def test_a_ball_that_shrinks_a_little_is_not_taken_for_one_that_shrinks_less() -> None:
+    grid, radius_mm, scale = Grid((40, 40, 40), (2.5, 2.5, 2.5)), 15.0, 0.92
+    distance_mm = np.linalg.norm(grid.points_world() - grid.centre_mm, axis=-1)
+    noise = np.random.default_rng(1).normal(0, 0.01, (2, *grid.shape))
+
+    def ball(radius_mm: float, of: np.ndarray) -> sitk.Image:
+        edge = 1 / (1 + np.exp((distance_mm - radius_mm) / 1.0))
+        return grid.image((0.2 + 0.6 * edge + of).astype(np.float32))
+
+    images = [ball(radius_mm, noise[0]), ball(scale * radius_mm, noise[1])]
+    series = load_series(images, [0.0, 1.0], window=Window(0.0, 1.0))
+    directions = np.random.default_rng(2).normal(size=(500, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    surface_mm = grid.centre_mm + scale * radius_mm * directions
+    missing_mm = []
+    for bregman in (0.0, 1.0):
+        levels = [(8, 12, 40), (4, 6, 40), (2.5, 4, 40, None, 1e-5)]
+        common: dict[str, Any] = {"levels": levels, "align": "none", "device": "cpu", "progress": False}
+        model = fit_deformation(series, None, bregman=bregman, **common)
+        there_mm = np.linalg.norm(model.map_points(surface_mm, 1.0) - grid.centre_mm, axis=1)
+        missing_mm.append(radius_mm - there_mm.mean())  # of 1.2 mm
+    assert missing_mm[0] > 0.1
+    assert abs(missing_mm[1]) < 0.6 * missing_mm[0]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_fits_what_the_cpu_fits(phantom_series: Series) -> None:
     # Start and draws are made on the CPU; float32 sums in another order are all that differs (no TF32 here).
