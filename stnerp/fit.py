@@ -358,20 +358,21 @@ class _Level:
             self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}))
 
     def pull(self) -> dict[str, torch.Tensor]:
-        """The gradient of the penalties by the velocity of each target as it is now, (T, 3, z, y, x)."""
+        """`bregman` times the penalties' gradient by the velocity of each target as it is now, (T, 3, z, y, x)."""
         with torch.no_grad():
             velocity_mm = self.net.lattice_velocity(self.lattice.shape, self._times())
         pulls = torch.zeros_like(velocity_mm)
         for row in range(len(pulls)):
             leaf = velocity_mm[row : row + 1].requires_grad_()
             if penalties := list(self._penalties(leaf).values()):
-                pulls[row : row + 1] = torch.autograd.grad(torch.stack(penalties).sum(), leaf)[0]
+                (gradient,) = torch.autograd.grad(torch.stack(penalties).sum(), leaf)
+                pulls[row : row + 1] = self.settings.bregman * gradient
         return {"pull": pulls}
 
     def give_back(self, pull: Mapping[str, torch.Tensor]) -> None:
-        """From now on the loss of each target is less by its velocity times `bregman` of what `pull` found."""
-        pulls = self.settings.bregman * pull["pull"].to(self.velocity_mm)
-        self.given_back = dict(zip(self._times(), pulls.split(1), strict=True))
+        """From now on the loss of each target is less by its velocity times what `pull` found for it."""
+        pulls = pull["pull"].to(self.velocity_mm).split(1)
+        self.given_back = dict(zip(self._times(), pulls, strict=True))
 
     def _times(self) -> list[float]:
         return [target.time for target in self.targets.values()]
