@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
                 raise InputError(f"{setting}: {config[setting]} must be a number above 0")
         folder = out / "series"
         check_free(folder, WRITES, config.overwrite)
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         times = evenly(model, config.frames) if config.times is None else sorted(times_of(config))
         grid, dtype = grid_of(model, config.grid), voxel_type(model, config.dtype)
         labels, rois = roi_of(config)

@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
             raise InputError(f"suffix: {config.suffix!r} must be one of {', '.join(FIELDS)}")
         check_free(folder, [f"t{time_name(t)}_*" for t in times], config.overwrite)
         grid, inverse_grid = (grid_of(config[name]) for name in ("grid", "inverse_grid"))
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         folder.mkdir(exist_ok=True)
         for t in times:
             stem = folder / f"t{time_name(t)}"

@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
         name = roi_name(path)
         check_free(folder, [f"{glob.escape(name)}.*"], config.overwrite)
         roi = read_labels(path)
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         times = list(model.times) if config.times is None else times_of(config)
         series = fitted_series(out, model) if config.scans else None
         wanted = [*times, *model.times, *evenly(model, config.curve_points)]

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
             folder, [f"{literal}_curve.*", *(f"{literal}_t{time_name(t)}.*" for t in times)], config.overwrite
         )
         roi = read_labels(path)
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         check_roi(roi, model.grid, str(path))
         low, high = measured_range(model)
         folder.mkdir(exist_ok=True)

@@ -49,7 +49,7 @@ def main(config: DictConfig) -> None:
         if config.reference is not None:
             check_reference(structures, one_series(str(config.reference), "reference"))
         rois = wanted_rois(structures, plain(config.rois))
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         check_inside(rois, model.grid, structures.path)
         grid = series_grid(target)
         carried = carried_rois(

@@ -47,7 +47,7 @@ def main(config: DictConfig) -> None:
         value_of(config, "scans", bool)
         if not isinstance(config.spacing_mm, int | float | None):
             raise InputError(f"spacing_mm: {config.spacing_mm!r} must be a number, in mm")
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         saved = saved_config(out)
         patient = patient_of(saved, model, out) if config.scans else None
         page = write_html_report(

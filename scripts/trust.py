@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         value_of(config, "refits", int)
         limits, folder = limits_of(config), out / "trust"
         roi = None if config.roi is None else read_labels(Path(str(config.roi)))
-        model = STNeRP.load(out / "model.pt")
+        model = STNeRP.load(out / "model.pt", config.device)
         times = middle_and_measured(model) if config.times is None else times_of(config)
         check_free(folder, ["trust.*", *(f"t{time_name(t)}_*" for t in times)], config.overwrite)
         series = fitted_series(out, model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -38,9 +39,19 @@ def tensor_cores(device: torch.device, allowed: bool = True) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    speak: Callable[[str], object] = torch.set_float32_matmul_precision
+    words = ("highest", "high")
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the application has used the newer name for it, and the two don't mix
+        products = torch.backends.cuda.matmul
+        speak, words, before = (
+            partial(setattr, products, "fp32_precision"),
+            ("ieee", "tf32"),
+            products.fp32_precision,
+        )
+    speak(words[allowed])
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        speak(before)

@@ -327,7 +327,7 @@ class _Level:
         # One image's velocity and the loss's gradient by it, always in the same place (`Replay`).
         self.velocity_mm = torch.zeros(1, 3, *self.lattice.shape, device=device)
         self.gradient = torch.zeros_like(self.velocity_mm)
-        self.replays: dict[tuple[int, int], Replay[dict[str, torch.Tensor]]] = {}
+        self.replays: dict[tuple[int, int, int], Replay[dict[str, torch.Tensor]]] = {}
         self.pool = memory_pool(device)
         self.may_record = isinstance(reference, np.ndarray) and not guides
         self.given_back: dict[float, torch.Tensor] = {}
@@ -416,7 +416,7 @@ class _Level:
 
         if not self.may_record:
             return look()
-        return self.replays.setdefault((index, slab.start), Replay(self.pool))(look)
+        return self.replays.setdefault((index, slab.start, slab.stop), Replay(self.pool))(look)
 
     def _broken(self, velocity_mm: torch.Tensor, targets: Sequence[_Target], slabs: Sequence[slice]) -> str:
         """Which term it was, of a loss whose gradient by the velocity is not finite."""

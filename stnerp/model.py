@@ -264,9 +264,9 @@ class STNeRP:
             def_net = def_net_of(grid, basis, settings)
             def_net.load_weights(saved["def_net"]["weights"])
             voxels, flow = saved["reference_voxels"], saved.get("flow")
-            return STNeRP(
-                def_net=def_net.eval().to(where),
-                ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]).to(where),
+            model = STNeRP(
+                def_net=def_net.eval(),
+                ref_net=None if saved["ref_net"] is None else RefNet.from_dict(saved["ref_net"]),
                 reference_voxels=None if voxels is None else voxels.numpy(),
                 settings=settings,
                 alignments=alignments,
@@ -277,6 +277,10 @@ class STNeRP:
                 if flow is None
                 else NeighbourFlow.from_dict(flow, grid, Gaps(basis.times, basis.reference_time, basis.period)),
             )
+        model.def_net.to(where)  # here: a GPU's error says nothing about the file
+        if model.ref_net is not None:
+            model.ref_net.to(where)
+        return model
 
     # -- the deformation
 

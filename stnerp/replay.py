@@ -6,13 +6,16 @@ would wait for most of a fit. A replay launches them all at once, on the memory 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+LOCK = threading.RLock()
 
 
 class Replay(Generic[Result]):
@@ -61,20 +64,35 @@ class Replay(Generic[Result]):
 
 def memory_pool(device: torch.device) -> Any:
     """A new pool for `Replay`; on a CPU nothing."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()  # a recording can't take back what is cached
+    return torch.cuda.graph_pool_handle()
 
 
 @contextmanager
 def recording(device: torch.device) -> Iterator[None]:
-    """Work within may be recorded: that takes a stream other than the GPU's default one. On a CPU, nothing new."""
+    """Work within may be recorded: that takes a stream other than the GPU's default one. On a CPU, nothing new.
+
+    One at a time: what other threads do on the GPU would end a recording.
+    """
     if device.type != "cuda":
         yield
         return
-    stream, outer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(outer)
-    with torch.cuda.stream(stream):
-        yield
-    outer.wait_stream(stream)
+    with LOCK:
+        stream, outer = _stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(outer)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            outer.wait_stream(stream)
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all fits: memory that PyTorch keeps belongs to a stream."""
+    return torch.cuda.Stream(device)
 
 
 def on_recording_stream() -> bool:

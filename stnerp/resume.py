@@ -151,6 +151,8 @@ class Progress:
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result of its own (plain values and tensors): from the file, or made now and written."""
         if name not in self._stages:
+            if self._current is not None:
+                self._current[1].check()  # it is written, too
             self._stages[name] = make()
             self._write()
         return self._stages[name]

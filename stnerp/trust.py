@@ -48,6 +48,7 @@ from stnerp.time_basis import neighbours
 from stnerp.velocity import compose, exponential
 
 REFIT_LEVELS = ((8.0, 12.0, 60), (4.0, 6.0, 50))  # the fast preset without its last, dearest level
+REFIT_SETTINGS: dict[str, Any] = {"bregman": 0.0, "total_variation": 0.07}  # which alone gives something back
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def refits(
         kept = [i for i in range(len(series)) if i not in between[k::count]]
         part = series.subset(kept) if len(kept) > 1 else series
         common: dict[str, Any] = {"align": align, "device": device, "progress": progress, "levels": levels}
-        fits.append(fit_deformation(part, None, seed=seed + k, **common))
+        fits.append(fit_deformation(part, None, seed=seed + k, **common, **REFIT_SETTINGS))
     return fits
 
 

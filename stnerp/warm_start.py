@@ -82,10 +82,10 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
             raise InputError(
                 f"init: {type(fit).__name__} is no start; give a fit, its file, or {{time: displacement}}"
             )
-        model = fit if isinstance(fit, STNeRP) else STNeRP.load(os.fspath(fit))
+        model = fit if isinstance(fit, STNeRP) else STNeRP.load(os.fspath(fit), device="cpu")
         _check(model, net, settings)
         nets.append(copy.deepcopy(net).cpu())
-        transplant(nets[-1], model.def_net, between_references(series, model))
+        transplant(nets[-1], copy.deepcopy(model.def_net).cpu(), between_references(series, model))
     net.load_state_dict(nets[0].state_dict())
     if len(nets) > 1:
         _take_mean(net, nets, [series.times[i] for i in series.targets], lattice)

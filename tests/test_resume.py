@@ -22,7 +22,17 @@ import SimpleITK as sitk
 import torch
 from conftest import optional
 
-from stnerp import InputError, RefNet, Series, STNeRP, fit_deformation, fit_reference, load_series, resume
+from stnerp import (
+    FitError,
+    InputError,
+    RefNet,
+    Series,
+    STNeRP,
+    fit_deformation,
+    fit_reference,
+    load_series,
+    resume,
+)
 from stnerp.appearance import fit_flow
 from stnerp.atomic import replacing
 from stnerp.checkpoint import read_checkpoint
@@ -556,3 +566,17 @@ def test_killed_for_real(tmp_path: Path) -> None:
     counts = [(int(runs), int(same)) for _, runs, _, same, _ in rows[2:] if int(runs)]
     assert sum(runs for runs, _ in counts) == 2 + 4 + 2
     assert all(runs == same for runs, same in counts), table
+
+
+def test_a_result_within_a_stage_is_written_with_a_checked_state_only(tmp_path: Path) -> None:
+    def check() -> None:
+        raise FitError("weights are not finite")
+
+    path = tmp_path / "fit.ckpt"
+    with (
+        Progress(path, {}) as fit,
+        pytest.raises(FitError, match="not finite"),
+        fit.stage("net", State({}, [], check=check)),
+    ):
+        fit.kept("pull", lambda: {"pull": torch.zeros(1)})
+    assert not path.exists()
