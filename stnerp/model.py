@@ -340,7 +340,10 @@ class STNeRP:
         return values.T.reshape(points.shape).to(points)
 
     def _lattice_displacement(self, t: float, inverse: bool) -> torch.Tensor:
-        """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units."""
+        """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units, float64.
+
+        So that a point's displacement doesn't depend on how its coordinates were rounded on their way.
+        """
         key = (float(t), inverse)
         if key not in self._displacements:
             first, last = self.def_net.time_basis.measured_range
@@ -353,7 +356,7 @@ class STNeRP:
                 field = exponential(-velocity if inverse else velocity, self.settings.squarings)
             if len(self._displacements) >= 8:  # lattices are small, but time is continuous
                 self._displacements.clear()
-            self._displacements[key] = field
+            self._displacements[key] = field.double()
         return self._displacements[key]
 
     @property
