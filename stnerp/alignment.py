@@ -15,7 +15,7 @@ import scipy.linalg
 import SimpleITK as sitk
 
 from stnerp.errors import FitError, InputError
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, homogeneous
 from stnerp.quiet import quiet_itk
 
 logger = logging.getLogger(__name__)
@@ -145,10 +145,7 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     """Homogeneous (4, 4) of a centred linear transform."""
     linear = np.asarray(transform.GetMatrix()).reshape(3, 3)
     centre = np.asarray(transform.GetCenter())
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = centre + np.asarray(transform.GetTranslation()) - linear @ centre
-    return matrix
+    return homogeneous(linear, centre + np.asarray(transform.GetTranslation()) - linear @ centre)
 
 
 def affine_at(matrices: np.ndarray, times: Sequence[float], t: float, period: float | None = None) -> np.ndarray:

@@ -281,6 +281,7 @@ def _moving(
         level.voxels(grid, refine=2),
         alignments[index],
         level.aliasing_sigma_mm(grid),
+        device,
     )
     return torch.from_numpy(values).to(device, torch.float32)[None, None]
 

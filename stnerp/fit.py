@@ -191,10 +191,10 @@ def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
     """(T, 4, 4), reference point -> point of the image at each time."""
     if kind == "auto":
         kind = "affine" if series.period is None else "none"
-    if kind == "none":
-        return np.stack([np.eye(4)] * len(series))
-    reference = series.grid.image(normalised(series.reference_image, series.window))
     matrices = [np.eye(4)] * len(series)
+    if kind == "none":
+        return np.stack(matrices)
+    reference = series.grid.image(normalised(series.reference_image, series.window))
     for i in series.targets:
         target = Grid.of(series.images[i]).image(normalised(series.images[i], series.window))
         matrices[i] = affine_between(reference, target, kind)

@@ -146,7 +146,7 @@ class Grid:
 
     def points_world(self) -> np.ndarray:
         """World position of every voxel centre, (z, y, x, 3), float64."""
-        return self.index_to_world(index_points(self.shape))
+        return affine_points(self.index_to_world_matrix, self.shape).numpy()
 
     @property
     def index_to_world_matrix(self) -> np.ndarray:
@@ -157,6 +157,11 @@ class Grid:
     def cube_to_world_matrix(self) -> np.ndarray:
         """`cube_to_world` as a (4, 4) matrix."""
         return self.index_to_world_matrix @ homogeneous(np.diag(self._half_size), self._half_size)
+
+    @property
+    def world_to_cube_matrix(self) -> np.ndarray:
+        """`world_to_cube` as a (4, 4) matrix."""
+        return np.linalg.inv(self.cube_to_world_matrix)
 
     def contains(self, points_mm: np.ndarray) -> np.ndarray:
         """Whether points (..., 3) lie within the outer faces of the voxels, (...,)."""

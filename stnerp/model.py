@@ -114,7 +114,7 @@ class STNeRP:
             )
         jacobian = sitk.GetArrayFromImage(self.jacobian(t, grid)) if appearance == "density" else None
         index_to_aligned = self._to_aligned(t) @ grid.index_to_world_matrix
-        index_to_cube = np.linalg.inv(self.grid.cube_to_world_matrix) @ index_to_aligned
+        index_to_cube = self.grid.world_to_cube_matrix @ index_to_aligned
         values = np.empty(grid.shape, np.float32)
         for part in slab_slices(grid.shape):
             if appearance == "blend":
@@ -298,7 +298,7 @@ class STNeRP:
         """φ_t(p) − p, (z, y, x, 3), LPS mm, float64: u_t where the pre-alignment takes p, and what that moves."""
         t = _time(t)
         to_aligned, cube_to_world = self._to_aligned(t), self.grid.cube_to_world_matrix
-        index_to_cube = np.linalg.inv(cube_to_world) @ to_aligned @ grid.index_to_world_matrix
+        index_to_cube = self.grid.world_to_cube_matrix @ to_aligned @ grid.index_to_world_matrix
         alone = (to_aligned - np.eye(4)) @ grid.index_to_world_matrix
         cube_to_mm = torch.from_numpy(cube_to_world[:3, :3].T.copy()).to(self.device)
         field = np.empty((*grid.shape, 3))

@@ -84,7 +84,7 @@ class RefNet(nn.Module):
         """Intensities (z, y, x), about [0, 1], on a grid (default: its own). Slab by slab, so any size fits."""
         grid = grid or self.grid
         device = next(self.parameters()).device
-        index_to_cube = np.linalg.inv(self.grid.cube_to_world_matrix) @ grid.index_to_world_matrix
+        index_to_cube = self.grid.world_to_cube_matrix @ grid.index_to_world_matrix
         values = np.empty(grid.shape, np.float32)
         with torch.no_grad():
             for part in slab_slices(grid.shape):

@@ -519,13 +519,17 @@ def test_a_ball_that_shrinks_a_little_is_not_taken_for_one_that_shrinks_less() -
 def test_a_gpu_fits_what_the_cpu_fits(phantom_series: Series) -> None:
     # Start and draws are made on the CPU; float32 sums in another order are all that differs (no TF32 here).
     gpu = fit_deformation(phantom_series, None, **{**ROUNDING, "device": "cuda"})
-    assert_alike(gpu, fit_deformation(phantom_series, None, **ROUNDING))
+    assert_alike(gpu, fit_deformation(phantom_series, None, **ROUNDING), GPU_ROUNDING)
 
 
-def assert_alike(a: STNeRP, b: STNeRP) -> None:
-    """The same fit, but for the rounding of its sums: of correlations near 1, of which the loss is the rest."""
+# The loss is what correlations leave of 1: another processor's sums round the 1, in float32, some times over.
+GPU_ROUNDING = {"abs": 5 * 2**-23}
+
+
+def assert_alike(a: STNeRP, b: STNeRP, rounding: dict[str, float] | None = None) -> None:
+    """The same fit, but for the rounding of its sums."""
     for mine, theirs in zip(a.history, b.history, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], abs=5 * 2**-23)  # float32
+        assert mine["loss"] == pytest.approx(theirs["loss"], **(rounding or {"rel": 1e-5}))
     field_mm, other_mm = (sitk.GetArrayFromImage(model.displacement(0.5)) for model in (a, b))
     # Adam divides by the gradient's size: where it is near 0, its rounding counts. 6 steps move by 1 mm and more.
     assert np.abs(other_mm).max() > 0.5

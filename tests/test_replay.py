@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fit import ROUNDING, assert_alike
+from test_fit import GPU_ROUNDING, ROUNDING, assert_alike
 
 from stnerp import Series, fit_deformation, fit_reference, replay
 from stnerp.replay import Replay, memory_pool, recording
@@ -74,10 +74,10 @@ def test_a_fit_of_replays_is_the_fit(
     assert_alike(replayed, plain)
 
 
-def test_guided_and_paper_fits_are_not_recorded(
+def test_a_fit_that_reads_ref_net_itself_is_not_recorded(
     phantom_series: Series, recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A Ref-Net that is read at moved points is recomputed piece by piece; what guides a fit is the user's.
+    # It is evaluated, and again for its gradient, piece by piece.
     net = fit_reference(phantom_series, iterations=1, grid_levels=2, device="cpu", progress=False)
     monkeypatch.setattr(replay, "on_recording_stream", lambda: True)
     fit_deformation(phantom_series, net, **{**ROUNDING, "reference": "network"})
@@ -105,4 +105,4 @@ def test_a_gpus_replayed_fit_is_the_fit(phantom_series: Series, monkeypatch: pyt
     settings = {**ROUNDING, "device": "cuda", "voxels_per_step": 600}
     replayed = fit_deformation(phantom_series, None, **settings)
     monkeypatch.setattr(replay, "on_recording_stream", lambda: False)
-    assert_alike(replayed, fit_deformation(phantom_series, None, **settings))
+    assert_alike(replayed, fit_deformation(phantom_series, None, **settings), GPU_ROUNDING)

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, homogeneous
 from stnerp.io.image import check_writable
 
 VoxelType = Literal["uint8", "int16", "uint16", "float32"]
@@ -153,9 +153,7 @@ def _header(
     header = nibabel.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape((*grid.size, len(times)))
-    affine = np.eye(4)
-    affine[:3, 3] = _LPS_RAS @ grid.origin_mm
-    affine[:3, :3] = _LPS_RAS @ (grid.index_to_world(np.eye(3)) - grid.origin_mm).T
+    affine = homogeneous(_LPS_RAS, np.zeros(3)) @ grid.index_to_world_matrix
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
     header.set_xyzt_units("mm", _UNITS[time_unit])
