@@ -148,6 +148,16 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     return homogeneous(linear, centre + np.asarray(transform.GetTranslation()) - linear @ centre)
 
 
+def stretch_rate(matrix: np.ndarray) -> np.ndarray:
+    """What an affine map (4, 4) does besides moving a rigid body: log S of its linear part R S, (3, 3), symmetric.
+
+    S stretches along three orthogonal axes, before R rotates. Zero for a rigid map.
+    """
+    _, stretches, axes = np.linalg.svd(matrix[:3, :3])
+    rate: np.ndarray = axes.T @ np.diag(np.log(stretches)) @ axes
+    return rate
+
+
 def affine_at(matrices: np.ndarray, times: Sequence[float], t: float, period: float | None = None) -> np.ndarray:
     """The alignment at time t, between those of the measured times (T, 4, 4): linear in the matrix logarithm.
 

@@ -21,13 +21,13 @@ import torch
 from tqdm.auto import tqdm
 
 from stnerp import losses
-from stnerp.alignment import Kind, affine_between
+from stnerp.alignment import Kind, affine_between, stretch_rate
 from stnerp.appearance import fit_flow
 from stnerp.baselines.pair import PairRegistration
 from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
-from stnerp.geometry import Grid, Triple, random_slabs
+from stnerp.geometry import Grid, Triple, affine_points, homogeneous, random_slabs
 from stnerp.guidance import Guide, guides_of
 from stnerp.memory import def_net_bytes, require_memory
 from stnerp.model import STNeRP
@@ -301,6 +301,7 @@ class _Target:
     time: float
     similarity: Similarity
     guides: Mapping[str, Guide]
+    stretch_mm: torch.Tensor | None  # what pre-alignment stretched, as a velocity (1, 3, z, y, x) on the lattice
 
 
 class _Level:
@@ -355,16 +356,26 @@ class _Level:
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels)
-            self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}))
+            stretch_mm = self._stretch(alignments[i], device)
+            self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}), stretch_mm)
+
+    def _stretch(self, alignment: np.ndarray, device: torch.device) -> torch.Tensor | None:
+        """Velocity in axis mm on the lattice of what an alignment stretches; None: nothing, it is rigid."""
+        rate = stretch_rate(alignment)
+        if np.allclose(rate, 0.0, atol=1e-6):
+            return None
+        around_the_centre = homogeneous(rate, -rate @ self.lattice.centre_mm)
+        world_mm = affine_points(around_the_centre @ self.lattice.index_to_world_matrix, self.lattice.shape)
+        return self.lattice.vectors_from_world(world_mm).movedim(-1, 0)[None].to(device, torch.float32)
 
     def pull(self) -> dict[str, torch.Tensor]:
         """`bregman` times the penalties' gradient by the velocity of each target as it is now, (T, 3, z, y, x)."""
         with torch.no_grad():
             velocity_mm = self.net.lattice_velocity(self.lattice.shape, self._times())
         pulls = torch.zeros_like(velocity_mm)
-        for row in range(len(pulls)):
+        for row, target in enumerate(self.targets.values()):
             leaf = velocity_mm[row : row + 1].requires_grad_()
-            if penalties := list(self._penalties(leaf).values()):
+            if penalties := list(self._penalties(leaf, target).values()):
                 (gradient,) = torch.autograd.grad(torch.stack(penalties).sum(), leaf)
                 pulls[row : row + 1] = self.settings.bregman * gradient
         return {"pull": pulls}
@@ -439,7 +450,7 @@ class _Level:
         terms: dict[str, torch.Tensor] = {
             settings.loss: target.similarity(self._pull_back(displacement, slab), slab)
         }
-        terms |= self._penalties(velocity_mm)
+        terms |= self._penalties(velocity_mm, target)
         if target.time in self.given_back:
             terms["given_back"] = -(self.given_back[target.time] * velocity_mm).sum()
         for name, penalty in DISPLACEMENT_PENALTIES.items():
@@ -449,10 +460,15 @@ class _Level:
             terms[name] = getattr(settings, name) * distance_mm(displacement)
         return terms
 
-    def _penalties(self, velocity_mm: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The weighted penalties on a velocity (1, 3, z, y, x)."""
+    def _penalties(self, velocity_mm: torch.Tensor, target: _Target) -> dict[str, torch.Tensor]:
+        """The weighted penalties on a target's velocity (1, 3, z, y, x).
+
+        They ask how far tissue is from moving as a rigid body, so they see what pre-alignment stretched too: else
+        an affine fit that follows a lung would stretch the bones beside it, and undoing that would cost.
+        """
+        whole_mm = velocity_mm if target.stretch_mm is None else velocity_mm - target.stretch_mm
         return {
-            name: weight * penalty(velocity_mm, self.lattice.spacing_mm)
+            name: weight * penalty(whole_mm, self.lattice.spacing_mm)
             for name, penalty in VELOCITY_PENALTIES.items()
             if (weight := getattr(self.settings, name))
         }

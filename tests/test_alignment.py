@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from stnerp import alignment
-from stnerp.alignment import affine_at, affine_between
+from stnerp.alignment import affine_at, affine_between, stretch_rate
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, apply_affine
 
@@ -135,6 +135,16 @@ def test_no_overlap_from_any_start_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 TIMES = (0.0, 10.0, 30.0)
 MATRICES = np.stack([np.eye(4), RIGID, AFFINE])
+
+
+def test_what_stretches_is_found_beside_any_rotation() -> None:
+    turn = rigid((20.0, -35.0, 50.0), (3.0, 4.0, 5.0))
+    axes = Rotation.from_euler("xyz", (10.0, 20.0, 30.0), degrees=True).as_matrix()
+    rate = axes @ np.diag([0.2, 0.0, -0.1]) @ axes.T
+    stretch = np.eye(4)
+    stretch[:3, :3] = axes @ np.diag(np.exp([0.2, 0.0, -0.1])) @ axes.T
+    np.testing.assert_allclose(stretch_rate(turn @ stretch), rate, atol=1e-12)
+    np.testing.assert_allclose(stretch_rate(turn), 0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("i", range(3))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial.transform import Rotation
 
 from stnerp import (
     FitError,
@@ -26,12 +27,13 @@ from stnerp import (
 from stnerp.checkpoint import read_checkpoint
 from stnerp.def_net import FactorisedDefNet, def_net_of
 from stnerp.fit import VELOCITY_PENALTIES, _Level
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, homogeneous
 from stnerp.phantom import Phantom
 from stnerp.preprocess import normalised
 from stnerp.presets import FAST, Level
 from stnerp.resume import KIND
 from stnerp.time_basis import TimeBasis
+from stnerp.velocity import exponential
 from stnerp.watch import Watch
 from stnerp.window import Window
 
@@ -488,6 +490,42 @@ def test_what_is_given_back_is_the_penalties_pull() -> None:
         # Sums of float32 in another order.
         assert pull_at(here, index) < 1e-5 * pull_at(2 * here, index)
         assert pull_at(start[1 - row : 2 - row], index) > 0.1 * pull_at(2 * here, index)
+
+
+def test_penalties_ask_how_far_tissue_is_from_moving_as_a_rigid_body() -> None:
+    """On an oblique grid: bones that stood still while an affine fit stretched and turned cost nothing."""
+    turn = Rotation.from_euler("zyx", (30.0, 10.0, -20.0), degrees=True).as_matrix()
+    grid = Grid((21, 21, 13), (2.0, 2.0, 2.5), (5.0, -8.0, 11.0), tuple(turn.ravel()))
+    white = grid.image(np.random.default_rng(0).random(grid.shape, np.float32))
+    series = load_series([white] * 3, [0.0, 1.0, 2.0], window=Window(0.0, 1.0))
+    level = Level(2, 8, 1)
+    settings = dataclasses.replace(FAST.def_net, diffusion=1.0, bending=1.0, total_variation=1.0, levels=(level,))
+    net = def_net_of(grid, TimeBasis(series.times, 0.0, None), settings)
+    posed = homogeneous(Rotation.from_euler("x", 15.0, degrees=True).as_matrix(), (9.0, 0.0, -4.0))
+    stretch = np.diag([1.05, 0.98, 0.9, 1.0])
+    alignments = np.stack([np.eye(4), posed @ stretch, posed])
+    images = _Level(net, normalised(white, series.window), series, alignments, settings, {}, level)
+    still, undone_mm = torch.zeros(1, 3, *images.lattice.shape), images.targets[1].stretch_mm
+    assert undone_mm is not None
+    assert images.targets[2].stretch_mm is None
+
+    def cost(velocity_mm: torch.Tensor, index: int) -> float:
+        return float(sum(images._penalties(velocity_mm, images.targets[index]).values()))
+
+    # Float32 slopes of a velocity of a few mm; the total variation's kink is rounded by 1e-3.
+    assert cost(undone_mm, 1) == pytest.approx(0, abs=1e-6)
+    assert cost(still, 2) == pytest.approx(0, abs=1e-6)
+    assert cost(still, 1) > 0.05
+    # The velocity that costs nothing takes each voxel, as pre-alignment left it, where a rigid body would have it.
+    displacement = exponential(undone_mm / images.half_extent_mm, 8)
+    points_mm = images.lattice.points_world()
+    moved_mm = points_mm + images.lattice.vectors_to_world(
+        images.lattice.vectors_from_cube(displacement[0].movedim(0, -1).double().numpy())
+    )
+    inside = np.abs(points_mm - grid.centre_mm).max(-1) < 8
+    # Velocities are read linearly, where they are linear: what rounding and 2^8 steps leave.
+    expected_mm = grid.centre_mm + (points_mm[inside] - grid.centre_mm) @ stretch[:3, :3].T
+    np.testing.assert_allclose(moved_mm[inside], expected_mm, atol=5e-3)
 
 
 def test_a_ball_that_shrinks_a_little_is_not_taken_for_one_that_shrinks_less() -> None:
