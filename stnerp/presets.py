@@ -115,8 +115,8 @@ class DefNetSettings:
         length_mm, velocity_mm: units of space and of the output of "factorised".
         network_mm: "factorised" is evaluated at points this far apart at most, and read between them by
             cubic splines; None: at every point of the lattice.
-        detail_mm: "factorised" adds free velocities, this far apart, on lattices finer than `network_mm`: motion
-            that the smooth network can't follow. None: the network alone.
+        detail_mm: "factorised" adds free velocities, this far apart, on lattices that are no coarser: motion that
+            the smooth network can't follow. None: the network alone.
         detail_step_mm: the largest change of a free velocity in one step.
         detail_total_variation: weight of the isotropic total variation of the free velocities, all times
             together, so that they stay zero where the network explains the images.
@@ -127,7 +127,8 @@ class DefNetSettings:
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
         smoothing: σ of the Gaussian through which images are compared, the moved one after it is moved, in units
             of the scan's finest spacing: noise is as wide as its voxels are.
-        diffusion, bending, total_variation: weights of the penalties on the whole velocity.
+        diffusion, bending, total_variation: weights of the penalties on the whole velocity, to which what
+            pre-alignment stretched is counted.
         bregman: part of those penalties' pull on the velocity, as it is when the last of several levels begins,
             that is given back on that level (Bregman iteration, Osher et al. 2005). Penalties make every motion
             too small, a small one by as much as a large one; 1 takes that back, and what begins to follow noise
@@ -150,7 +151,7 @@ class DefNetSettings:
     fourier_sigma: float = 0.5
     length_mm: float = 150.0
     velocity_mm: float = 30.0
-    network_mm: float | None = 12.0
+    network_mm: float | None = 8.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
     detail_total_variation: float = 0.05
@@ -222,6 +223,7 @@ PAPER = Preset(
 # Of the flow between neighbouring images (`appearance.fit_flow`), whichever the preset. Its levels take their
 # iterations as they are, also where a step looks at a part.
 FLOW = DefNetSettings(
+    network_mm=12.0,
     squarings=5,
     detail_mm=None,
     window_mm=8.0,

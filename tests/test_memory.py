@@ -36,7 +36,8 @@ def test_more_voxels_images_and_times_need_more(preset: object) -> None:
 def test_the_dearest_level_counts_and_slabs_bound_it() -> None:
     coarse = replace(FAST.def_net, levels=FAST.def_net.levels[:1])
     assert def_net_bytes(CT, 9, 6, coarse) < def_net_bytes(CT, 9, 6, FAST.def_net)
-    everywhere = replace(FAST.def_net, levels=(Level(1.0, 4.0, 1),), voxels_per_step=None)
+    # The network on few points, so that what a step looks at is the dearest.
+    everywhere = replace(FAST.def_net, levels=(Level(1.0, 4.0, 1),), network_mm=12.0, voxels_per_step=None)
     some = replace(everywhere, voxels_per_step=2**20)
     fewer = replace(everywhere, voxels_per_step=2**19)
     needed = [def_net_bytes(CT, 9, 6, settings) for settings in (fewer, some, everywhere)]
