@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_fit import GPU_ROUNDING, ROUNDING, assert_alike
 
-from stnerp import Series, fit_deformation, fit_reference, replay
+from stnerp import Series, fit_deformation, fit_reference, load_series, replay
+from stnerp.phantom import Phantom
 from stnerp.replay import Replay, memory_pool, recording
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -82,6 +83,20 @@ def test_a_fit_that_reads_ref_net_itself_is_not_recorded(
     monkeypatch.setattr(replay, "on_recording_stream", lambda: True)
     fit_deformation(phantom_series, net, **{**ROUNDING, "reference": "network"})
     assert not recorded
+
+
+def test_a_guided_fit_is_not_recorded(
+    phantom: Phantom, phantom_series: Series, recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a guide does in a step is its own affair, and need not be work that a graph can hold.
+    images, times = list(phantom_series.images), phantom_series.times
+    known = {i: phantom.landmarks(times[i]) for i in (0, 1)}
+    series = load_series(images, times, period=1.0, window="ct", landmarks=known)
+    monkeypatch.setattr(replay, "on_recording_stream", lambda: True)
+    fit_deformation(series, None, **{**ROUNDING, "landmarks": 0.1})
+    assert not recorded
+    fit_deformation(series, None, **ROUNDING)
+    assert recorded
 
 
 @GPU
