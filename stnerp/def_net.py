@@ -61,7 +61,8 @@ class FactorisedDefNet(DefNet):
     is smooth, and its evaluation is the dearest part of a step.
 
     W, `detail`, is a lattice of its own of settings.detail_mm, smoothed by a Gaussian of one spacing and read
-    by cubic splines. It is added to lattices that are no coarser; others can't show it, and would only bend it.
+    by cubic splines. It is added to lattices that are finer than settings.network_mm; coarser ones have no room.
+    A fit frees it where `resolves_detail`, or on its last level: on coarser lattices it follows noise.
     """
 
     def __init__(self, grid: Grid, time_basis: TimeBasis, settings: DefNetSettings) -> None:
@@ -94,7 +95,12 @@ class FactorisedDefNet(DefNet):
         return torch.einsum("tk,kczyx->tczyx", self._coefficients(times).to(modes), modes.reshape(-1, 3, *shape))
 
     def carries_detail(self, shape: Shape) -> bool:
-        """Whether there is any, and a lattice of that shape is no coarser."""
+        """Whether there is any, and a lattice of that shape is finer than the network's."""
+        finer = self.network_shape is None or _smaller(self.network_shape, shape) != shape
+        return self.detail is not None and finer
+
+    def resolves_detail(self, shape: Shape) -> bool:
+        """Whether there is any, and a lattice of that shape is no coarser than its own, along any axis."""
         return self.detail is not None and _smaller(self.detail_grid.shape, shape) == self.detail_grid.shape
 
     def smooth_detail(self) -> torch.Tensor:

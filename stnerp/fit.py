@@ -320,9 +320,11 @@ class _Level:
         self.net, self.settings = net, settings
         grid, device = series.grid, next(net.parameters()).device
         self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
-        self.detailed = (
-            net if isinstance(net, FactorisedDefNet) and net.carries_detail(self.lattice.shape) else None
-        )
+        self.detailed: FactorisedDefNet | None = None  # the net, if its free velocities are fitted on this level
+        if isinstance(net, FactorisedDefNet) and net.detail is not None:
+            fitted = net.resolves_detail(self.lattice.shape) or level is settings.levels[-1]
+            self.detailed = net if fitted and net.carries_detail(self.lattice.shape) else None
+            net.detail.requires_grad_(self.detailed is not None)
         half_extent_mm = torch.tensor(grid.half_extent_mm, dtype=torch.float32, device=device)
         self.half_extent_mm = half_extent_mm[:, None, None, None]
         # One image's velocity and the loss's gradient by it, always in the same place (`Replay`).
@@ -360,13 +362,15 @@ class _Level:
             self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}), stretch_mm)
 
     def _stretch(self, alignment: np.ndarray, device: torch.device) -> torch.Tensor | None:
-        """Velocity in axis mm on the lattice of what an alignment stretches; None: nothing, it is rigid."""
+        """What an alignment stretches, as a velocity in axis mm on the lattice; None: nothing penalties feel."""
         rate = stretch_rate(alignment)
-        if np.allclose(rate, 0.0, atol=1e-6):
+        felt = self.settings.diffusion or self.settings.total_variation  # bending doesn't feel what is linear
+        if not felt or np.allclose(rate, 0.0, atol=1e-6):
             return None
         around_the_centre = homogeneous(rate, -rate @ self.lattice.centre_mm)
         world_mm = affine_points(around_the_centre @ self.lattice.index_to_world_matrix, self.lattice.shape)
-        return self.lattice.vectors_from_world(world_mm).movedim(-1, 0)[None].to(device, torch.float32)
+        velocity_mm = self.lattice.vectors_from_world(world_mm).to(device, torch.float32)
+        return velocity_mm.movedim(-1, 0)[None].contiguous()
 
     def pull(self) -> dict[str, torch.Tensor]:
         """`bregman` times the penalties' gradient by the velocity of each target as it is now, (T, 3, z, y, x)."""
@@ -463,7 +467,7 @@ class _Level:
     def _penalties(self, velocity_mm: torch.Tensor, target: _Target) -> dict[str, torch.Tensor]:
         """The weighted penalties on a target's velocity (1, 3, z, y, x).
 
-        They ask how far tissue is from moving as a rigid body, so they see what pre-alignment stretched too: else
+        They see what pre-alignment stretched too: tissue that moved with its rigid part alone costs nothing. Else
         an affine fit that follows a lung would stretch the bones beside it, and undoing that would cost.
         """
         whole_mm = velocity_mm if target.stretch_mm is None else velocity_mm - target.stretch_mm

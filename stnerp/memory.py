@@ -91,6 +91,8 @@ def _level_bytes(
         velocity, passes = 3 * VELOCITY * at_once * lattice, at_once
     if settings.bregman and level is settings.levels[-1] and len(settings.levels) > 1:
         velocity += 3 * images * lattice
+    if settings.diffusion or settings.total_variation:
+        velocity += 3 * images * lattice  # what pre-alignment stretched
     squaring = 3 * SQUARING * (settings.squarings + 2) * lattice
     # A pass of few points is kept until its gradient is needed, a longer one is made again, piece by piece.
     piece = _siren(min(network, POINTS), settings.layers, settings.width)

@@ -115,8 +115,9 @@ class DefNetSettings:
         length_mm, velocity_mm: units of space and of the output of "factorised".
         network_mm: "factorised" is evaluated at points this far apart at most, and read between them by
             cubic splines; None: at every point of the lattice.
-        detail_mm: "factorised" adds free velocities, this far apart, on lattices that are no coarser: motion that
-            the smooth network can't follow. None: the network alone.
+        detail_mm: "factorised" adds free velocities, this far apart, on lattices finer than `network_mm`: motion
+            that the smooth network can't follow. They are fitted on levels whose lattice is no coarser, and on the
+            last one. None: the network alone.
         detail_step_mm: the largest change of a free velocity in one step.
         detail_total_variation: weight of the isotropic total variation of the free velocities, all times
             together, so that they stay zero where the network explains the images.
@@ -127,8 +128,8 @@ class DefNetSettings:
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
         smoothing: σ of the Gaussian through which images are compared, the moved one after it is moved, in units
             of the scan's finest spacing: noise is as wide as its voxels are.
-        diffusion, bending, total_variation: weights of the penalties on the whole velocity, to which what
-            pre-alignment stretched is counted.
+        diffusion, bending, total_variation: weights of the penalties on the whole velocity, what pre-alignment
+            stretched included.
         bregman: part of those penalties' pull on the velocity, as it is when the last of several levels begins,
             that is given back on that level (Bregman iteration, Osher et al. 2005). Penalties make every motion
             too small, a small one by as much as a large one; 1 takes that back, and what begins to follow noise

@@ -143,6 +143,7 @@ def test_what_stretches_is_found_beside_any_rotation() -> None:
     rate = axes @ np.diag([0.2, 0.0, -0.1]) @ axes.T
     stretch = np.eye(4)
     stretch[:3, :3] = axes @ np.diag(np.exp([0.2, 0.0, -0.1])) @ axes.T
+    # Products of a few numbers near 1 in double.
     np.testing.assert_allclose(stretch_rate(turn @ stretch), rate, atol=1e-12)
     np.testing.assert_allclose(stretch_rate(turn), 0.0, atol=1e-12)
 

@@ -137,15 +137,23 @@ def detailed(mm: float = 10.0) -> FactorisedDefNet:
 def test_detail_is_added_where_the_lattice_has_room() -> None:
     net, plain = detailed(), detailed()
     plain.detail = None
-    for coarser in (20.0, 13.0):  # as the network's points, and between them and the detail's
-        shape = GRID.with_spacing(coarser).shape
-        assert torch.equal(net.lattice_velocity(shape, [5.0]), plain.lattice_velocity(shape, [5.0]))
+    coarse = GRID.with_spacing(20.0).shape
+    assert torch.equal(net.lattice_velocity(coarse, [5.0]), plain.lattice_velocity(coarse, [5.0]))
     shape, b = net.detail_grid.shape, BASIS(5.0) @ BASIS.mixing
     added = (net.lattice_velocity(shape, [5.0]) - plain.lattice_velocity(shape, [5.0]))[0]
     assert not added[1:].any()
     # A Gaussian of one spacing keeps the sum; its peak is (0.3991)^3, the discrete kernel's.
     assert added[0].sum().item() == pytest.approx(b[1], rel=1e-4)
     assert added[0, 4, 4, 3].item() == pytest.approx(0.3991**3 * b[1], rel=1e-3)
+
+
+def test_detail_is_resolved_where_no_axis_is_coarser() -> None:
+    net = detailed(10.0)
+    z, y, x = net.detail_grid.shape
+    assert all(net.resolves_detail(shape) for shape in ((z, y, x), (z + 1, 2 * y, x)))
+    assert not any(net.resolves_detail(shape) for shape in ((z - 1, 2 * y, 2 * x), (2 * z, y, x - 1)))
+    net.detail = None
+    assert not net.resolves_detail((z, y, x))
 
 
 def test_detail_at_points_is_the_lattice() -> None:

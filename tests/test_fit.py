@@ -475,7 +475,8 @@ def test_what_is_given_back_is_the_penalties_pull() -> None:
     settings = dataclasses.replace(FAST.def_net, bending=1.0, levels=(level,))
     torch.manual_seed(0)
     net = def_net_of(grid, TimeBasis(series.times, 0.0, None), settings)
-    images = _Level(net, normalised(white, series.window), series, np.stack([np.eye(4)] * 3), settings, {}, level)
+    alignments = np.stack([np.eye(4), np.diag([1.05, 0.95, 1.0, 1.0]), np.diag([0.9, 1.0, 1.1, 1.0])])
+    images = _Level(net, normalised(white, series.window), series, alignments, settings, {}, level)
     images.give_back(images.pull())
 
     def pull_at(velocity_mm: torch.Tensor, index: int) -> float:
@@ -512,17 +513,17 @@ def test_penalties_ask_how_far_tissue_is_from_moving_as_a_rigid_body() -> None:
     def cost(velocity_mm: torch.Tensor, index: int) -> float:
         return float(sum(images._penalties(velocity_mm, images.targets[index]).values()))
 
-    # Float32 slopes of a velocity of a few mm; the total variation's kink is rounded by 1e-3.
+    # Float32 slopes of a velocity of a few mm, 1e-7 each, in a root that is rounded at 1e-3.
     assert cost(undone_mm, 1) == pytest.approx(0, abs=1e-6)
     assert cost(still, 2) == pytest.approx(0, abs=1e-6)
-    assert cost(still, 1) > 0.05
+    assert cost(still, 1) > 0.05  # slopes of 0.05, 0.02 and 0.1: their root mean square is more
     # The velocity that costs nothing takes each voxel, as pre-alignment left it, where a rigid body would have it.
     displacement = exponential(undone_mm / images.half_extent_mm, 8)
     points_mm = images.lattice.points_world()
     moved_mm = points_mm + images.lattice.vectors_to_world(
         images.lattice.vectors_from_cube(displacement[0].movedim(0, -1).double().numpy())
     )
-    inside = np.abs(points_mm - grid.centre_mm).max(-1) < 8
+    inside = np.abs(points_mm - grid.centre_mm).max(-1) < 8  # and stays inside the grid, half of which is 15 mm
     # Velocities are read linearly, where they are linear: what rounding and 2^8 steps leave.
     expected_mm = grid.centre_mm + (points_mm[inside] - grid.centre_mm) @ stretch[:3, :3].T
     np.testing.assert_allclose(moved_mm[inside], expected_mm, atol=5e-3)
@@ -585,6 +586,24 @@ def test_no_field_is_clipped(phantom_series: Series) -> None:
     field_mm = sitk.GetArrayFromImage(model.displacement(0.5))
     assert np.abs(field_mm - 300.0).max() < 1e-3
     assert np.abs(model.map_points(np.zeros((1, 3)), 0.5) - 300.0).max() < 1e-3
+
+
+def test_free_velocities_are_fitted_on_lattices_that_show_them_and_on_the_last(phantom_series: Series) -> None:
+    def detail(*levels: tuple[object, ...]) -> torch.Tensor:
+        """The largest free velocity, mm."""
+        changes: dict[str, Any] = {"network_mm": 60.0, "detail_mm": 30.0, "width": 8, "layers": 2}
+        model = fit_deformation(phantom_series, levels=levels, progress=False, device="cpu", **changes)
+        assert isinstance(model.def_net, FactorisedDefNet)
+        assert model.def_net.detail is not None
+        return model.def_net.detail.detach().abs().max()
+
+    no_room, coarser, fine = (40, 60, 2), (40, 40, 2), (30, 30, 2)
+    assert detail(no_room) == 0
+    assert detail(coarser) > 0  # no other level could
+    assert detail(no_room, fine) > 0
+    # Not on a coarse level before the last: what one step added is what the last level's one step adds.
+    once, before = (40, 40, 1), (40, 40, 9, None, 1e-9)
+    assert float(detail(before, once)) == pytest.approx(float(detail(once)), rel=1e-3)
 
 
 def test_a_level_with_a_rate_of_its_own_starts_the_network_anew(phantom_series: Series) -> None:

@@ -64,7 +64,9 @@ def test_a_fit_of_replays_is_the_fit(
     phantom_series: Series, recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Slabs, each recorded on its own: thinner than the windows, so that two of them begin with the first slice.
-    settings = {**ROUNDING, "voxels_per_step": 600, "window_mm": 150.0, "levels": [(20, 20, 3), (15, 20, 15)]}
+    # Pre-alignment, so that the penalties see a stretch.
+    levels = [(20, 20, 3), (15, 20, 15)]
+    settings = {**ROUNDING, "voxels_per_step": 600, "window_mm": 150.0, "levels": levels, "align": "affine"}
     plain = fit_deformation(phantom_series, None, **settings)
     assert not recorded
     monkeypatch.setattr(replay, "on_recording_stream", lambda: True)
