@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 COMMON: dict[str, Any] = {"progress": False, "device": "cpu"}
 REF_NET: dict[str, Any] = {**COMMON, "iterations": 25, "grid_levels": 2, "fraction_per_step": 0.05}
 NETWORK: dict[str, Any] = {"layers": 3, "width": 16, "fourier_width": 8}
-# From the second level on the lattice is as fine as that of the free velocities: they get an optimiser of their own.
+# From the second level on the lattice is as fine as the free velocities': they get an optimiser of their own.
 DEF_NET: dict[str, Any] = {
     **COMMON,
     **NETWORK,
