@@ -494,7 +494,7 @@ def test_what_is_given_back_is_the_penalties_pull() -> None:
 
 
 def test_penalties_ask_how_far_tissue_is_from_moving_as_a_rigid_body() -> None:
-    """On an oblique grid: bones that stood still while an affine fit stretched and turned cost nothing."""
+    """On an oblique grid: what moved with the rigid part of its alignment alone costs nothing."""
     turn = Rotation.from_euler("zyx", (30.0, 10.0, -20.0), degrees=True).as_matrix()
     grid = Grid((21, 21, 13), (2.0, 2.0, 2.5), (5.0, -8.0, 11.0), tuple(turn.ravel()))
     white = grid.image(np.random.default_rng(0).random(grid.shape, np.float32))
