@@ -49,10 +49,10 @@ EXPLAINED = """\
 for pairs answers an unseen time by mixing the displacements of its neighbours; blank: it has no answer.
 Each row gives medians over its seeds. TRE (mm) over all points of these images together: mean / median / 95th
 percentile. PSNR (dB, in the case's window as [0, 1]), SSIM, Dice and HD95: means over these images, of each
-label in the order in which the column names them. Folded: voxels with |J| ≤ 0, all seen and unseen images
-added, of the worst seed. SD log J: mean over the seen images. Time: seconds from files to a model that answers,
-of all that the method fits; per pair: divided by the number of images fitted. Memory: the most that the process
-held, and in brackets how much of it came after its packages were loaded."""
+label in the order in which the column names them, where the reference reaches. Folded: voxels with |J| ≤ 0, all
+seen and unseen images added, of the worst seed. SD log J: mean over the seen images. Time: seconds from files to a
+model that answers, of all that the method fits; per pair: divided by the number of images fitted. Memory: the most
+that the process held, and in brackets how much of it came after its packages were loaded."""
 
 
 def write_tables(out: Path) -> list[Path]:

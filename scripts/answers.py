@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 from data import PatientData
-from scores import contour_scores, resampled_labels
+from scores import contour_scores, everywhere, resampled_labels
 
 from stnerp import Grid
 from stnerp.baselines.pair import PairRegistration
@@ -58,6 +58,7 @@ class Answer:
         covered: where the image is drawn from within the reference, (z, y, x); None: everywhere.
         registration: target -> reference.
         labels: carried contours.
+        seen: where the image that they come from shows anything, carried in the same way.
         shown: index of the image whose landmarks are found again: the reference's, or that of a copy.
     """
 
@@ -65,6 +66,7 @@ class Answer:
     covered: np.ndarray | None
     registration: PairRegistration | None
     labels: sitk.Image | None
+    seen: sitk.Image | None
     shown: int
 
 
@@ -81,16 +83,15 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
         shown = registration.warp(series.reference_image)
     covered = None
     if registration is not None and not series.grid.is_close(grid):
-        everywhere = series.grid.image(np.ones(series.grid.shape, np.float32))
-        covered = sitk.GetArrayFromImage(registration.warp(everywhere, outside=0.0)) > 0.5
-    labels = None
+        shows = sitk.Cast(everywhere(series.reference_image), sitk.sitkFloat32)
+        covered = sitk.GetArrayFromImage(registration.warp(shows, outside=0.0)) > 0.5
+    labels = seen = None
     if copy is not None and shown is not None and (mask := series.masks[copy]) is not None:
-        labels = resampled_labels(mask, scan)
+        labels, seen = (resampled_labels(m, scan) for m in (mask, everywhere(series.images[copy])))
     elif registration is not None and (mask := series.masks[series.reference]) is not None:
-        labels = registration.propagate(mask)
-    return Answer(
-        shown, covered, registration, labels, series.reference if copy is None or shown is None else copy
-    )
+        labels, seen = (registration.propagate(m) for m in (mask, everywhere(series.reference_image)))
+    landmarks_of = series.reference if copy is None or shown is None else copy
+    return Answer(shown, covered, registration, labels, seen, landmarks_of)
 
 
 def score(patient: PatientData, given: Answer, index: int) -> Row:
@@ -106,7 +107,7 @@ def score(patient: PatientData, given: Answer, index: int) -> Row:
             "covered_percent": 100.0 if covered is None else 100 * float(covered.mean()),
         }
     if given.labels is not None:
-        row |= contour_scores(patient, index, given.labels)
+        row |= contour_scores(patient, index, given.labels, given.seen)
     if given.registration is not None:
         row |= folding(jacobian_by_slabs(given.registration.displacement))
     return row

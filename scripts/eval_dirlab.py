@@ -28,6 +28,7 @@ from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
 from results import Record, check_common, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
+from scores import everywhere, within
 
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align
@@ -173,10 +174,12 @@ def errors_of_motion(predicted_mm: np.ndarray, known_mm: np.ndarray) -> dict[str
 def meeting_of_lungs(
     found: PairRegistration, reference_lungs: sitk.Image, target_lungs: sitk.Image
 ) -> dict[str, float]:
-    """Dice and HD95 in mm of the reference's lungs, carried to the target, with the target's own."""
-    carried = found.propagate(reference_lungs)
-    distances = surface_distances_mm(carried, target_lungs)
-    return {"dice_lungs": dice(carried, target_lungs), "hd95_lungs_mm": distances["hd95_mm"]}
+    """Dice and HD95 in mm of the reference's lungs, carried to the target, with the target's own, as far as the
+    reference's field of view reaches."""
+    seen = found.propagate(everywhere(reference_lungs))
+    carried, own = within(seen, found.propagate(reference_lungs), target_lungs)
+    distances = surface_distances_mm(carried, own)
+    return {"dice_lungs": dice(carried, own), "hd95_lungs_mm": distances["hd95_mm"]}
 
 
 def say(name: str, record: Record, new: bool) -> None:

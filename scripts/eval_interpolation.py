@@ -30,7 +30,7 @@ from run_directory import (
     write_config,
     wrote,
 )
-from scores import contour_scores, draw, landmark_errors, predict, resampled_labels
+from scores import contour_scores, draw, everywhere, landmark_errors, predict, resampled_labels
 
 from stnerp import Grid, InputError, Series, STNeRP, fit_deformation, fit_reference
 from stnerp.baselines.interpolation import linear_blend, nearest_phase
@@ -144,13 +144,14 @@ def evaluate(
         return {**about, "psnr_db": psnr_db(image, target), "ssim": ssim(image, target), **more}
 
     mask = known.masks[known.reference]
-    carried = None if mask is None else model.propagate(mask, t, series.images[index])
+    scan, shown = series.images[index], everywhere(known.reference_image)
+    carried, seen = (None if m is None else model.propagate(m, t, scan) for m in (mask, shown))
     displacement_mm = sitk.GetArrayFromImage(model.displacement(t))
     own = row(
         STNERP if held_out else SEEN,
         normalised(model.image(t), series.window),
         **landmark_errors(model, patient, index),
-        **contour_scores(patient, index, carried),
+        **contour_scores(patient, index, carried, seen),
         **folding(jacobian_determinant(displacement_mm, grid)),
     )
     if not held_out:
@@ -176,7 +177,8 @@ def copied(patient: PatientData, index: int, known: Series, copy: int) -> dict[s
         scores |= tre_summary(shown_mm, true_mm)
     mask = known.masks[copy]
     if mask is not None:
-        scores |= contour_scores(patient, index, resampled_labels(mask, series.images[index]))
+        labels, seen = (resampled_labels(m, series.images[index]) for m in (mask, everywhere(known.images[copy])))
+        scores |= contour_scores(patient, index, labels, seen)
     return scores
 
 

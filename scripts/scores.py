@@ -60,7 +60,6 @@ def predict(model: STNeRP, patient: PatientData, index: int) -> Prediction:
     scan, t, window = series.images[index], series.times[index], series.window
     grid, reference = Grid.of(scan), series.reference_image
     mask = series.masks[series.reference]
-    everywhere = series.grid.image(np.ones(series.grid.shape, np.uint8))
     before = sitk.Resample(reference, scan, sitk.Transform(), sitk.sitkLinear, window.low, sitk.sitkFloat32)
     return Prediction(
         index=index,
@@ -68,7 +67,7 @@ def predict(model: STNeRP, patient: PatientData, index: int) -> Prediction:
         target=normalised(scan, window),
         image=normalised(model.image(t, grid), window),
         before=normalised(before, window),
-        covered=sitk.GetArrayFromImage(model.propagate(everywhere, t, grid)) != 0,
+        covered=sitk.GetArrayFromImage(model.propagate(everywhere(reference), t, grid)) != 0,
         displacement_mm=sitk.GetArrayFromImage(model.displacement(t, grid)),
         labels=None if mask is None else model.propagate(mask, t, grid),
         labels_before=None if mask is None else resampled_labels(mask, scan),
@@ -87,8 +86,9 @@ def score(model: STNeRP, patient: PatientData, prediction: Prediction) -> dict[s
     row["ncc_before"], row["ncc"] = ncc(p.before, p.target, mask), ncc(p.image, p.target, mask)
     row |= folding(jacobian_determinant(p.displacement_mm, p.grid))
     row |= landmark_errors(model, patient, i)
-    row |= contour_scores(patient, i, p.labels_before, "_before")
-    row |= contour_scores(patient, i, p.labels)
+    seen_before = resampled_labels(everywhere(series.reference_image), series.images[i])
+    row |= contour_scores(patient, i, p.labels_before, seen_before, "_before")
+    row |= contour_scores(patient, i, p.labels, p.grid.image(p.covered.astype(np.uint8)))
     return row
 
 
@@ -109,12 +109,20 @@ def landmark_errors(model: STNeRP, patient: PatientData, index: int) -> dict[str
 
 
 def contour_scores(
-    patient: PatientData, index: int, labels: sitk.Image | None, suffix: str = ""
+    patient: PatientData, index: int, labels: sitk.Image | None, seen: sitk.Image | None = None, suffix: str = ""
 ) -> dict[str, float]:
-    """Dice, HD95 and mean surface distance of each label; empty where the truth or the labels are missing."""
+    """Dice, HD95 and mean surface distance of each label; empty where the truth or the labels are missing.
+
+    Args:
+        labels: carried from another image, on the grid of the one at `index`.
+        seen: `everywhere` of that other image, carried in the same way: where it shows nothing, nothing is
+            scored. An organ that its border cuts would else count as lost there, however well it was followed.
+            None: all is scored.
+    """
     true = patient.series.masks[index]
     if true is None or labels is None:
         return {}
+    true, labels = within(seen, true, labels)
     row = {}
     for label, name in patient.label_names.items():
         name = name.replace(" ", "_")
@@ -123,6 +131,17 @@ def contour_scores(
         row[f"hd95_{name}{suffix}_mm"] = distances["hd95_mm"]
         row[f"mean_surface_distance_{name}{suffix}_mm"] = distances["mean_surface_distance_mm"]
     return row
+
+
+def within(seen: sitk.Image | None, *labels: sitk.Image) -> list[sitk.Image]:
+    """Label images without what lies where `seen` is 0; None: as they are."""
+    return [image if seen is None else sitk.Mask(image, seen) for image in labels]
+
+
+def everywhere(image: sitk.Image) -> sitk.Image:
+    """A label of 1 at every voxel of an image."""
+    grid = Grid.of(image)
+    return grid.image(np.ones(grid.shape, np.uint8))
 
 
 def resampled_labels(labels: sitk.Image, grid: sitk.Image) -> sitk.Image:

@@ -29,11 +29,12 @@ MEASURES = {
 EXPLAINED = """\
 Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the window as [0, 1], on the scan's own
 grid, where the reference reaches. TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping.
-Dice and HD95: of the reference's contours, carried to the scan. Folded: mean number of voxels with |J| ≤ 0 in an
-image. Time: seconds from files to a model that answers for the whole series, Ref-Net and pre-alignment included;
-methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the displacements of the scans
-before and after it; IDIR draws its points in the lungs, elsewhere its answers mean little. *Nearest image* and
-*linear blend* need no registration. Empty: no answer, or nothing known to compare it with."""
+Dice and HD95: of the reference's contours, carried to the scan, where the reference reaches. Folded: mean number
+of voxels with |J| ≤ 0 in an image. Time: seconds from files to a model that answers for the whole series, Ref-Net
+and pre-alignment included; methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the
+displacements of the scans before and after it; IDIR draws its points in the lungs, elsewhere its answers mean
+little. *Nearest image* and *linear blend* need no registration. Empty: no answer, or nothing known to compare it
+with."""
 
 
 def image_rows(records: Iterable[Record]) -> list[Row]:

@@ -258,6 +258,38 @@ def test_scores_tell_the_right_direction_from_the_wrong_one(phantom_case: Any) -
     assert wrong[1] < before["dice_lung"]
 
 
+def test_an_organ_that_the_border_cuts_is_scored_where_the_reference_shows_it(phantom_case: Any) -> None:
+    answering = importlib.import_module("answers")
+    truth = phantom_case.truth()
+    series = truth.series
+    z, _, _ = series.grid.shape
+    cut = np.zeros(series.grid.shape, np.uint8)
+    cut[: z // 2] = 1  # an organ that goes on below the image
+    patient = replace(
+        truth,
+        series=replace(series, masks=(series.grid.image(cut),) * len(series)),
+        label_names={1: "organ"},
+    )
+    down_mm = np.array([0.0, 0.0, -series.grid.spacing_mm[2]])
+
+    def score(way_mm: np.ndarray) -> dict[str, float]:
+        registration = registration_of(series.grid, lambda points_mm: points_mm + way_mm)
+        answers = answering.Answers(registration=lambda index, grid: registration)
+        return dict(answering.score(patient, answering.answer(patient, answers, 2), 2))
+
+    # The upper face stays, what comes in from below is not known: all of what is known is right.
+    lowered = cut.copy()
+    lowered[z // 2] = 1
+    moved = series.grid.image(lowered)
+    patient = replace(patient, series=replace(patient.series, masks=(series.grid.image(cut), *[moved] * 9)))
+    known = score(down_mm)
+    assert known["dice_organ"] == 1.0
+    assert known["hd95_organ_mm"] == 0.0
+    # A motion that leaves nothing unknown is scored everywhere, and too little of it is seen.
+    assert score(0 * down_mm)["dice_organ"] == pytest.approx(2 * (z // 2) / (2 * (z // 2) + 1))
+    assert score(2 * down_mm)["dice_organ"] < 1.0
+
+
 def test_summary_pools_landmarks_and_adds_folded_voxels() -> None:
     scoring = importlib.import_module("scoring")
     rows = [
