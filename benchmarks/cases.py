@@ -134,6 +134,11 @@ class Case:
         """Images that a method may see."""
         return [i for i in range(len(self.images)) if i not in self.held_out]
 
+    @property
+    def simulated(self) -> bool:
+        """Whether its motion is known: `data.moving_scene` of what it was made from."""
+        return self.made_from["data"]["kind"] != "files"
+
     def known_series(self) -> Series:
         """The known images, read from their files."""
         return load_series(

@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from answers import Answers
 from cases import Case
+from data import moving_scene
 
 from stnerp import Grid, STNeRP, fit_deformation, fit_reference
 from stnerp.baselines.pair import PairRegistration, registration_of
@@ -34,12 +35,18 @@ class Method:
         seeded: whether runs differ by chance; else one is enough.
         imports: modules, or "module:attribute", that are imported before the clock starts.
         unseen_only: whether it adds nothing where no image is held out.
+        simulated_only: whether the case's motion must be known.
     """
 
     fit: Callable[..., Answers]
     seeded: bool = False
     imports: tuple[str, ...] = ()
     unseen_only: bool = False
+    simulated_only: bool = False
+
+    def answers(self, case: Case) -> bool:
+        """Whether it has something to say about a case."""
+        return bool(case.held_out or not self.unseen_only) and (case.simulated or not self.simulated_only)
 
 
 # -- nothing to fit
@@ -50,6 +57,16 @@ UNSEEN_ONLY = "scored on unseen images alone: on the others they are the truth"
 def no_motion(case: Case, *, seed: int, device: str) -> Answers:
     """The reference where its header places it: where every method starts."""
     return Answers(registration=lambda index, grid: registration_of(grid, lambda points_mm: points_mm))
+
+
+def known_motion(case: Case, *, seed: int, device: str) -> Answers:
+    """The motion that made the case, at every voxel: what voxels and noise leave of PSNR and Dice."""
+    scene = moving_scene(case.made_from["data"])
+
+    def registration(index: int, grid: Grid) -> PairRegistration:
+        return registration_of(grid, lambda points_mm: scene.map_points(points_mm, case.times[index]))
+
+    return Answers(registration=registration, note="no registration: the motion that made the images")
 
 
 def nearest_phase(case: Case, *, seed: int, device: str) -> Answers:
@@ -215,6 +232,7 @@ def _pair(function: str, *imports: str, seeded: bool = True, takes: tuple[str, .
 
 METHODS = {
     "no_motion": Method(no_motion),
+    "known_motion": Method(known_motion, simulated_only=True),
     "nearest_phase": Method(nearest_phase, unseen_only=True),
     "linear_blend": Method(linear_blend, unseen_only=True),
     "stnerp_fast": Method(stnerp_fast, seeded=True),

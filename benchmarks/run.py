@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
 def runs(case: Case, methods: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
     """Methods that have something to say about a case, once or for every seed."""
     for name in methods:
-        if case.held_out or not METHODS[name].unseen_only:
+        if METHODS[name].answers(case):
             for seed in seeds if METHODS[name].seeded else seeds[:1]:
                 yield name, seed
 

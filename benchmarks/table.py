@@ -28,6 +28,7 @@ Row = dict[str, Any]
 
 LABELS = {
     "no_motion": "no motion",
+    "known_motion": "known motion",
     "nearest_phase": "nearest phase",
     "linear_blend": "linear blend",
     "stnerp_fast": "stnerp fast",

@@ -257,6 +257,17 @@ def test_scores_tell_the_right_direction_from_the_wrong_one(phantom_case: Any) -
     assert wrong[0] > 1.5 * before["tre_mean_mm"]
     assert wrong[1] < before["dice_lung"]
 
+    known = methods.known_motion(case, seed=0, device="cpu")
+    row = scoring.summary([scoring.score(case, truth, known, i) for i in case.pairs])
+    assert (row["tre_mean_mm"], row["dice_lung"]) == right
+
+
+def test_the_known_motion_is_offered_where_it_is_known(phantom_case: Any) -> None:
+    known = importlib.import_module("methods").METHODS["known_motion"]
+    assert known.answers(phantom_case)
+    assert known.answers(replace(phantom_case, made_from={"data": {"kind": "simulated"}}))
+    assert not known.answers(replace(phantom_case, made_from={"data": {"kind": "files"}}))
+
 
 def test_an_organ_that_the_border_cuts_is_scored_where_the_reference_shows_it(phantom_case: Any) -> None:
     answering = importlib.import_module("answers")
