@@ -172,7 +172,7 @@ class STNeRP:
         grid: Grid | sitk.Image | None = None,
         interpolation: Interpolation = "majority",
     ) -> sitk.Image:
-        """The reference's labels carried to time t.
+        """The reference's labels carried to time t; 0 where a voxel comes from outside the mask's grid.
 
         Args:
             mask: labels drawn on the reference image, on any grid in its world space.
