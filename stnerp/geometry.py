@@ -318,6 +318,14 @@ def apply_affine(matrix: np.ndarray, points: Points) -> Points:
     return points @ _like(matrix[:3, :3], points).T + _like(matrix[:3, 3], points)
 
 
+def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
+    """SimpleITK's form of a homogeneous 4 x 4 matrix."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
 def _like(values: object, points: Points) -> Points:
     """Numbers as an array of the points' kind (and, for tensors, their device and type)."""
     if isinstance(points, torch.Tensor):

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from stnerp.geometry import Grid, Triple
+from stnerp.geometry import Grid, Triple, affine_transform
 from stnerp.warp import NARROW, interpolation_matrix, placed
 from stnerp.window import Window
 
@@ -98,14 +98,6 @@ def gaussian_resize(
             matrix = _gaussian_matrix(n_from, n_to, sigma).to(array)
         array = torch.movedim(torch.movedim(array, axis, -1) @ matrix.T, -1, axis)
     return array.contiguous()
-
-
-def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
-    """SimpleITK's form of a homogeneous 4 x 4 matrix."""
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
-    transform.SetTranslation(matrix[:3, 3].tolist())
-    return transform
 
 
 def _gaussian_matrix(n_from: int, n_to: int, sigma: float) -> torch.Tensor:

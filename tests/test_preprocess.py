@@ -10,8 +10,8 @@ import torch
 from conftest import DIRECTIONS, make_grid
 from scipy.spatial.transform import Rotation
 
-from stnerp.geometry import Grid, apply_affine
-from stnerp.preprocess import affine_transform, gaussian_resize, normalised, on_grid
+from stnerp.geometry import Grid, affine_transform, apply_affine
+from stnerp.preprocess import gaussian_resize, normalised, on_grid
 from stnerp.window import Window
 
 

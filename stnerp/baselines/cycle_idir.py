@@ -29,9 +29,8 @@ from stnerp.baselines.idir import (
 )
 from stnerp.baselines.pair import Align, PairRegistration
 from stnerp.device import device_of
-from stnerp.geometry import Grid, slabs
+from stnerp.geometry import Grid, affine_transform, slabs
 from stnerp.losses import JACOBIAN_LIMITS, global_ncc, volume_change
-from stnerp.preprocess import affine_transform
 from stnerp.window import Window
 
 

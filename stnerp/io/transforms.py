@@ -20,7 +20,7 @@ from stnerp.alignment import affine_at
 from stnerp.atomic import replacing
 from stnerp.baselines.pair import registration_of
 from stnerp.errors import InputError, MissingFileError
-from stnerp.geometry import Grid, apply_affine
+from stnerp.geometry import Grid, affine_transform, apply_affine
 from stnerp.io.dicom import reason
 from stnerp.io.image import check_writable, write_image
 from stnerp.model import STNeRP
@@ -75,11 +75,12 @@ def composite_transform(
     back = np.linalg.inv(alignment)
     if inverse:
         residual = registration_of(grid, lambda points_mm: apply_affine(back, φ(points_mm)))
-        return sitk.CompositeTransform([_affine(alignment), _field(residual.displacement)])  # the last goes first
+        # The last goes first.
+        return sitk.CompositeTransform([affine_transform(alignment), _field(residual.displacement)])
     corners = apply_affine(back, np.concatenate([_corners(model.grid), _corners(grid)]))
     lattice = _continued(model.lattice, model.lattice.world_to_index(corners))
     residual = registration_of(lattice, lambda points_mm: φ(apply_affine(alignment, points_mm)))
-    return sitk.CompositeTransform([_field(residual.displacement), _affine(back)])
+    return sitk.CompositeTransform([_field(residual.displacement), affine_transform(back)])
 
 
 def velocity_field(model: STNeRP, t: float) -> sitk.Image:
@@ -257,13 +258,6 @@ def _continued(grid: Grid, index: np.ndarray) -> Grid:
     x, y, z = (int(n) for n in last - first + 1)
     ox, oy, oz = (float(o) for o in grid.index_to_world(first))
     return Grid((x, y, z), grid.spacing_mm, (ox, oy, oz), grid.direction)
-
-
-def _affine(matrix: np.ndarray) -> sitk.AffineTransform:
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
-    transform.SetTranslation(matrix[:3, 3].tolist())
-    return transform
 
 
 def _field(displacement: sitk.Image) -> sitk.DisplacementFieldTransform:
