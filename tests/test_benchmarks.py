@@ -276,11 +276,10 @@ def test_an_organ_that_the_border_cuts_is_scored_where_the_reference_shows_it(ph
     z, _, _ = series.grid.shape
     cut = np.zeros(series.grid.shape, np.uint8)
     cut[: z // 2] = 1  # an organ that goes on below the image
-    patient = replace(
-        truth,
-        series=replace(series, masks=(series.grid.image(cut),) * len(series)),
-        label_names={1: "organ"},
-    )
+    lowered = cut.copy()
+    lowered[z // 2] = 1  # its upper face, one voxel on
+    masks = (series.grid.image(cut), *[series.grid.image(lowered)] * (len(series) - 1))
+    patient = replace(truth, series=replace(series, masks=masks), label_names={1: "organ"})
     down_mm = np.array([0.0, 0.0, -series.grid.spacing_mm[2]])
 
     def score(way_mm: np.ndarray) -> dict[str, float]:
@@ -288,11 +287,7 @@ def test_an_organ_that_the_border_cuts_is_scored_where_the_reference_shows_it(ph
         answers = answering.Answers(registration=lambda index, grid: registration)
         return dict(answering.score(patient, answering.answer(patient, answers, 2), 2))
 
-    # The upper face stays, what comes in from below is not known: all of what is known is right.
-    lowered = cut.copy()
-    lowered[z // 2] = 1
-    moved = series.grid.image(lowered)
-    patient = replace(patient, series=replace(patient.series, masks=(series.grid.image(cut), *[moved] * 9)))
+    # What comes in from below is not known: all of what is known is right.
     known = score(down_mm)
     assert known["dice_organ"] == 1.0
     assert known["hd95_organ_mm"] == 0.0
