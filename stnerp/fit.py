@@ -349,6 +349,8 @@ class _Level:
             self.moved_sigma = sigma
         radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
         self.overlap = max(2, radius)  # of slabs: each window lies whole in one
+        # Coarse levels look for motion everywhere, in faint tissue too; on the last one edges say more than noise.
+        contrast = settings.contrast if level is settings.levels[-1] else 0.0
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             image = series.images[i]
@@ -357,7 +359,7 @@ class _Level:
             )
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
-            measure = _similarity(settings, fixed, weight, self.voxels)
+            measure = _similarity(settings, fixed, weight, self.voxels, contrast)
             stretch_mm = self._stretch(alignments[i], device)
             self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}), stretch_mm)
 
@@ -492,10 +494,10 @@ DISPLACEMENT_PENALTIES: dict[str, Penalty] = {"folding": losses.folding_penalty,
 
 
 def _similarity(
-    settings: DefNetSettings, fixed: torch.Tensor, weight: torch.Tensor | None, grid: Grid
+    settings: DefNetSettings, fixed: torch.Tensor, weight: torch.Tensor | None, grid: Grid, contrast: float
 ) -> Similarity:
     if settings.loss == "local_ncc":
-        return losses.LocalNCC(fixed, grid.spacing_mm, settings.window_mm, weight, settings.noise)
+        return losses.LocalNCC(fixed, grid.spacing_mm, settings.window_mm, weight, settings.noise, contrast)
     measure = losses.mse if settings.loss == "mse" else losses.global_ncc
     if weight is None:
         return lambda moved, slab: measure(fixed[:, :, slab], moved)

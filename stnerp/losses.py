@@ -42,12 +42,17 @@ class LocalNCC:
     the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
     computed once.
 
+    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; over
+    the image these counts have a mean of one. With 0 the edge of a lung counts as much as noise in muscle; with 1
+    edges lead; with 2 it is nearly the squared difference, but for a gain and an offset of each window.
+
     Args:
         fixed: (1, 1, z, y, x) in [0, 1].
         spacing_mm: (x, y, z).
         window_mm: side of the box; at least three voxels on every axis.
         weight: (1, 1, z, y, x), how much each voxel counts, within a window and in the mean; None: all the same.
         noise: standard deviation of the noise, in units of the image.
+        contrast: c, at least 0.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class LocalNCC:
         window_mm: float,
         weight: torch.Tensor | None = None,
         noise: float = 0.01,
+        contrast: float = 0.0,
     ) -> None:
         self.radii = box_radii(fixed.shape[-3:], spacing_mm, window_mm)
         self.noise_variance = noise**2
@@ -67,6 +73,8 @@ class LocalNCC:
         self.fixed_mean = self._mean(self.fixed)
         variance = self._mean(self.fixed**2) - self.fixed_mean**2
         self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
+        counts = self.fixed_deviation**contrast
+        self.counts = counts / _mean(counts, weight) if contrast else None
 
     def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.
@@ -85,7 +93,8 @@ class LocalNCC:
             last - first - (self.radii[0] if last < self.fixed.shape[2] else 0),
         )
         weight = None if self.weight is None else self.weight[:, 0, slab][:, whole]
-        return 1 - _mean(correlation[:, whole], weight)
+        loss = 1 - correlation[:, whole]
+        return _mean(loss if self.counts is None else self.counts[:, 0, slab][:, whole] * loss, weight)
 
     def _mean(self, image: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """Mean within the window around each voxel, voxels by their weights."""

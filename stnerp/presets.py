@@ -126,6 +126,7 @@ class DefNetSettings:
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
         window_mm, noise: of the local NCC (see `losses.LocalNCC`).
+        contrast: power of its contrast by which a window of the local NCC counts on the last level; 0: all alike.
         smoothing: σ of the Gaussian through which images are compared, the moved one after it is moved, in units
             of the scan's finest spacing: noise is as wide as its voxels are.
         diffusion, bending, total_variation: weights of the penalties on the whole velocity, what pre-alignment
@@ -155,16 +156,17 @@ class DefNetSettings:
     network_mm: float | None = 8.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.05
+    detail_total_variation: float = 0.04
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 11.0
     noise: float = 0.02
+    contrast: float = 1.0
     smoothing: float = 0.6
-    diffusion: float = 0.01
+    diffusion: float = 0.008
     bending: float = 0.0
-    total_variation: float = 0.1
+    total_variation: float = 0.08
     bregman: float = 1.0
     folding: float = 0.0
     volume: float = 0.0
@@ -210,6 +212,7 @@ PAPER = Preset(
         squarings=7,
         reference="network",
         loss="mse",
+        contrast=0.0,
         smoothing=0.0,
         diffusion=0.0,
         total_variation=0.0,
@@ -229,6 +232,7 @@ FLOW = DefNetSettings(
     detail_mm=None,
     window_mm=8.0,
     noise=0.02,
+    contrast=0.0,
     smoothing=0.5,
     diffusion=0.1,
     total_variation=0.0,
@@ -285,8 +289,9 @@ def ref_net_settings_of(saved: dict[str, Any]) -> RefNetSettings:
 
 def def_net_settings_of(saved: dict[str, Any]) -> DefNetSettings:
     """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone,
-    and nothing given back."""
-    return with_changes(DefNetSettings(), {"network_mm": None, "detail_mm": None, "bregman": 0.0, **saved})
+    nothing given back, all windows alike."""
+    before = {"network_mm": None, "detail_mm": None, "bregman": 0.0, "contrast": 0.0}
+    return with_changes(DefNetSettings(), {**before, **saved})
 
 
 AT_LEAST_ONE = (

@@ -48,8 +48,16 @@ from stnerp.time_basis import neighbours
 from stnerp.velocity import compose, exponential
 
 REFIT_LEVELS = ((8.0, 12.0, 60), (4.0, 6.0, 50))  # the fast preset without its last, dearest level
-# As the limits below were found: the preset's finer network is dearer, its total variation is for its `bregman`.
-REFIT_SETTINGS: dict[str, Any] = {"network_mm": 12.0, "bregman": 0.0, "total_variation": 0.07}
+# As the limits below were found: the preset's finer network is dearer, its penalties go with its `bregman` and
+# `contrast`.
+REFIT_SETTINGS: dict[str, Any] = {
+    "network_mm": 12.0,
+    "bregman": 0.0,
+    "contrast": 0.0,
+    "diffusion": 0.01,
+    "total_variation": 0.07,
+    "detail_total_variation": 0.05,
+}
 
 
 @dataclass(frozen=True)

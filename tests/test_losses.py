@@ -62,10 +62,15 @@ def test_global_ncc_forgives_gain_and_offset_but_not_the_sign() -> None:
 
 
 def naive_local_ncc(
-    fixed: np.ndarray, moved: np.ndarray, weight: np.ndarray, radii: tuple[int, int, int], noise: float
+    fixed: np.ndarray,
+    moved: np.ndarray,
+    weight: np.ndarray,
+    radii: tuple[int, int, int],
+    noise: float,
+    contrast: float,
 ) -> float:
     """Around each voxel: weighted covariance and variances over a box, cut off at the image's border."""
-    correlation = np.empty(fixed.shape)
+    correlation, deviation = np.empty(fixed.shape), np.ones(fixed.shape)
     for centre in np.ndindex(fixed.shape):
         box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, radii, strict=True))
         f, m, w = fixed[box], moved[box], weight[box]
@@ -76,27 +81,30 @@ def naive_local_ncc(
         covariance = np.average(f * m, weights=w) + noise**2
         variances = (np.average(f * f, weights=w) + noise**2) * (np.average(m * m, weights=w) + noise**2)
         correlation[centre] = covariance / np.sqrt(variances)
-    return float(1 - np.average(correlation, weights=weight))
+        deviation[centre] = np.sqrt(np.average(f * f, weights=w) + noise**2)
+    return float(1 - np.average(correlation, weights=weight * deviation**contrast))
 
 
+@pytest.mark.parametrize("contrast", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_local_ncc_is_the_naive_loop(weighted: bool) -> None:
+def test_local_ncc_is_the_naive_loop(weighted: bool, contrast: float) -> None:
     fixed, moved = image(0), 0.5 * image(0) + image(1)
     weight = (image(2) > 0.3).double() if weighted else None
     # A window of 5 mm: 3 voxels of 1.5 mm, 7 of 0.8 mm and, of 3 mm, the least there is: 3.
-    measure = losses.LocalNCC(fixed, SPACING, 5.0, weight, noise=0.02)
+    measure = losses.LocalNCC(fixed, SPACING, 5.0, weight, noise=0.02, contrast=contrast)
     assert measure.radii == (1, 3, 1)
     plain = np.ones(SHAPE) if weight is None else weight[0, 0].numpy()
-    expected = naive_local_ncc(fixed[0, 0].numpy(), moved[0, 0].numpy(), plain, (1, 3, 1), 0.02)
+    expected = naive_local_ncc(fixed[0, 0].numpy(), moved[0, 0].numpy(), plain, (1, 3, 1), 0.02, contrast)
     assert 0.1 < expected < 0.9
     assert abs(float(measure(moved)) - expected) < EXACT
 
 
+@pytest.mark.parametrize("contrast", [0.0, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_local_ncc_of_slabs_adds_up_to_the_whole(weighted: bool) -> None:
+def test_local_ncc_of_slabs_adds_up_to_the_whole(weighted: bool, contrast: float) -> None:
     fixed, moved = image(0), image(1)
     weight = image(2) if weighted else None
-    loss = losses.LocalNCC(fixed, SPACING, 3 * SPACING[2], weight)
+    loss = losses.LocalNCC(fixed, SPACING, 3 * SPACING[2], weight, contrast=contrast)
     radius = loss.radii[0]
     assert radius == 1
     # Six slices: the first slab answers for 0 to 3 (4 is its cut face), the second for 4 and 5.
@@ -126,6 +134,21 @@ def test_in_noise_there_is_nothing_to_gain() -> None:
     # Windows hold nothing but deviations of 3e-5, a thousandth of the variance of noise, whichever the noise.
     assert abs(float(measure(flat) - measure(other))) < 1e-3
     assert abs(float(losses.LocalNCC(image(0), SPACING, 5.0, noise=0.01)(image(1)))) > 0.5
+
+
+@pytest.mark.parametrize(("contrast", "faint"), [(0.0, 1.0), (1.0, 0.1), (2.0, 0.01)])
+def test_a_window_counts_by_its_contrast(contrast: float, faint: float) -> None:
+    """Two balls apart, one of a tenth of the other's contrast; the moved image has lost one or the other."""
+    z, y, x = np.indices((15, 15, 40)) - 7.0
+
+    def ball(at: float, value: float) -> torch.Tensor:
+        return torch.from_numpy(value * np.exp(-((x - at) ** 2) / 8 - (y**2 + z**2) / 8))[None, None]
+
+    strong, weak, spacing = ball(0, 0.9), ball(25, 0.09), (1.0, 1.0, 1.0)
+    measure = losses.LocalNCC(strong + weak, spacing, 5.0, noise=1e-6, contrast=contrast)
+    # Windows between them, in the strong one's far tail, have next to no contrast and count alike for both.
+    without_weak, without_strong = float(measure(strong)), float(measure(weak))
+    assert without_weak / without_strong == pytest.approx(faint, rel=0.1)
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.05])
