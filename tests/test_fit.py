@@ -609,6 +609,7 @@ def test_free_velocities_are_fitted_on_lattices_that_show_them_and_on_the_last(p
 def test_a_level_with_a_rate_of_its_own_starts_the_network_anew(phantom_series: Series) -> None:
     def modes(*levels: tuple[object, ...]) -> torch.Tensor:
         changes: dict[str, Any] = {"network_mm": 40.0, "detail_mm": 40.0, "width": 8, "layers": 2}
+        changes["contrast"] = 0.0  # else the first level would differ where it is the last one, too
         model = fit_deformation(
             phantom_series, levels=levels, progress=False, device="cpu", decay="constant", **changes
         )
@@ -621,3 +622,18 @@ def test_a_level_with_a_rate_of_its_own_starts_the_network_anew(phantom_series: 
     before = modes(first)
     assert (modes(first, (*second, None, 1e-9)) - before).abs().max() < 1e-7  # no step is longer than the rate
     assert (modes(first, second) - before).abs().max() > 1e-4  # the fit's own, 1e-3, goes on
+
+
+def test_windows_count_by_their_contrast_on_the_last_level_alone(phantom_series: Series) -> None:
+    settings = dataclasses.replace(FAST.def_net, levels=(Level(40, 40, 1), Level(30, 30, 1)), width=8)
+    net = def_net_of(phantom_series.grid, TimeBasis(phantom_series.times, 0.0, phantom_series.period), settings)
+    reference = normalised(phantom_series.reference_image, phantom_series.window)
+    matrices = np.stack([np.eye(4)] * len(phantom_series))
+    losses_of = []
+    for contrast in (0.0, 1.0):
+        changed = dataclasses.replace(settings, contrast=contrast)
+        for level in settings.levels:
+            images = _Level(net, reference, phantom_series, matrices, changed, {}, level)
+            losses_of.append(float(images.backward([1], np.random.default_rng(0))["local_ncc"]))
+    assert losses_of[0] == losses_of[2]
+    assert abs(losses_of[1] - losses_of[3]) > 0.05 * losses_of[1]
