@@ -8,6 +8,7 @@ derivatives in mm per mm, and so don't depend on resolution, spacing or batch si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,9 +43,10 @@ class LocalNCC:
     the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
     computed once.
 
-    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; over
-    the image these counts have a mean of one. With 0 the edge of a lung counts as much as noise in muscle; with 1
-    edges lead; with 2 it is nearly the squared difference, but for a gain and an offset of each window.
+    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c. Of the
+    windows that show more than noise (var f > ε) the median one counts one, so that air around a body changes
+    nothing. With 0 the edge of a lung counts as much as noise in muscle; with 1 edges lead; with 2 it is nearly
+    the squared difference, but for a gain and an offset of each window.
 
     Args:
         fixed: (1, 1, z, y, x) in [0, 1].
@@ -73,8 +75,7 @@ class LocalNCC:
         self.fixed_mean = self._mean(self.fixed)
         variance = self._mean(self.fixed**2) - self.fixed_mean**2
         self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
-        counts = self.fixed_deviation**contrast
-        self.counts = counts / _mean(counts, weight) if contrast else None
+        self.counts = (self.fixed_deviation / self._typical_deviation()) ** contrast if contrast else None
 
     def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.
@@ -95,6 +96,13 @@ class LocalNCC:
         weight = None if self.weight is None else self.weight[:, 0, slab][:, whole]
         loss = 1 - correlation[:, whole]
         return _mean(loss if self.counts is None else self.counts[:, 0, slab][:, whole] * loss, weight)
+
+    def _typical_deviation(self) -> torch.Tensor:
+        """The median of the fixed image's deviations, √(var f + ε), that are above √2ε; that limit if none is."""
+        least = self.fixed_deviation.new_tensor(math.sqrt(2 * self.noise_variance))
+        seen = self.fixed_deviation if self.weight is None else self.fixed_deviation[self.weight > 0]
+        telling = seen[seen > least]
+        return telling.median() if telling.numel() > 0 else least
 
     def _mean(self, image: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """Mean within the window around each voxel, voxels by their weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -70,19 +71,20 @@ def naive_local_ncc(
     contrast: float,
 ) -> float:
     """Around each voxel: weighted covariance and variances over a box, cut off at the image's border."""
-    correlation, deviation = np.empty(fixed.shape), np.ones(fixed.shape)
+    correlation, deviation = np.ones(fixed.shape), np.zeros(fixed.shape)
     for centre in np.ndindex(fixed.shape):
         box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, radii, strict=True))
         f, m, w = fixed[box], moved[box], weight[box]
         if w.sum() == 0:
-            correlation[centre] = 1  # nothing to compare; by itself it weighs nothing
-            continue
+            continue  # nothing to compare; by itself it weighs nothing
         f, m = f - np.average(f, weights=w), m - np.average(m, weights=w)
         covariance = np.average(f * m, weights=w) + noise**2
         variances = (np.average(f * f, weights=w) + noise**2) * (np.average(m * m, weights=w) + noise**2)
         correlation[centre] = covariance / np.sqrt(variances)
         deviation[centre] = np.sqrt(np.average(f * f, weights=w) + noise**2)
-    return float(1 - np.average(correlation, weights=weight * deviation**contrast))
+    telling = np.sort(deviation[(weight > 0) & (deviation > math.sqrt(2) * noise)])
+    median = telling[(len(telling) - 1) // 2]  # the lower of two, as PyTorch has it
+    return float(np.average((1 - correlation) * (deviation / median) ** contrast, weights=weight))
 
 
 @pytest.mark.parametrize("contrast", [0.0, 1.0, 2.0])
@@ -149,6 +151,30 @@ def test_a_window_counts_by_its_contrast(contrast: float, faint: float) -> None:
     # Windows between them, in the strong one's far tail, have next to no contrast and count alike for both.
     without_weak, without_strong = float(measure(strong)), float(measure(weak))
     assert without_weak / without_strong == pytest.approx(faint, rel=0.1)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 1.0, 2.0])
+def test_air_around_a_body_changes_no_window(contrast: float) -> None:
+    """Noise in a frame of air as wide as a window, and the same in three times the volume: what all windows
+    lose together, and so each one's pull, is the same but for what rounding does to a mean."""
+    fixed, moved = (torch.nn.functional.pad(image(seed), [3] * 6) for seed in (0, 1))
+    padded_fixed, padded_moved = (torch.nn.functional.pad(i, (0, 0, 0, 0, 30, 0)) for i in (fixed, moved))
+    sums = [
+        float(losses.LocalNCC(f, SPACING, 5.0, noise=0.02, contrast=contrast)(m)) * f.numel()
+        for f, m in ((fixed, moved), (padded_fixed, padded_moved))
+    ]
+    assert padded_fixed.numel() > 3 * fixed.numel()
+    assert sums[1] == pytest.approx(sums[0], rel=EXACT)
+
+
+def test_counts_of_an_image_without_contrast_are_finite() -> None:
+    """No window shows more than noise: they count by what it takes to do so, so that none counts one."""
+    flat = torch.full_like(image(0), 0.25)
+    measure = losses.LocalNCC(flat, SPACING, 5.0, noise=0.02, contrast=1.0)
+    # Deviations of nothing but ε, to rounding of E[x²] − E[x]², against √2 of them.
+    assert measure.counts is not None
+    assert torch.allclose(measure.counts, torch.full_like(flat, math.sqrt(0.5)), atol=1e-9)
+    assert 0 < float(measure(image(0))) < 1
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.05])

@@ -20,7 +20,7 @@ from stnerp import InputError, RefNet, STNeRP, geometry
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.errors import MissingFileError
 from stnerp.geometry import Grid, apply_affine
-from stnerp.presets import DefNetSettings, Level, RefNetSettings
+from stnerp.presets import FAST, DefNetSettings, Level, RefNetSettings, def_net_settings_of
 from stnerp.time_basis import TimeBasis
 from stnerp.window import Window
 
@@ -489,6 +489,16 @@ def test_a_model_of_the_first_version_keeps_its_field(oblique_grid: Grid, tmp_pa
     del content["def_net"]["settings"]["network_mm"], content["flow"]
     torch.save(content, path)
     assert STNeRP.load(path).settings.network_mm is None
+
+
+def test_a_file_without_a_setting_is_read_as_it_was_made() -> None:
+    """Settings that came later, at values at which they change nothing; those in the file as they are there."""
+    later = {"network_mm": None, "detail_mm": None, "bregman": 0.0, "contrast": 0.0}
+    saved = {name: value for name, value in dataclasses.asdict(FAST.def_net).items() if name not in later}
+    settings = def_net_settings_of(saved)
+    assert {name: getattr(settings, name) for name in later} == later
+    assert settings == dataclasses.replace(FAST.def_net, **later)
+    assert def_net_settings_of(dataclasses.asdict(FAST.def_net)) == FAST.def_net
 
 
 def test_a_file_is_kept_where_asked(oblique_grid: Grid, tmp_path: Path) -> None:
