@@ -156,7 +156,7 @@ class DefNetSettings:
     network_mm: float | None = 8.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.04
+    detail_total_variation: float = 0.035
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
@@ -164,9 +164,9 @@ class DefNetSettings:
     noise: float = 0.02
     contrast: float = 1.0
     smoothing: float = 0.6
-    diffusion: float = 0.008
+    diffusion: float = 0.007
     bending: float = 0.0
-    total_variation: float = 0.08
+    total_variation: float = 0.07
     bregman: float = 1.0
     folding: float = 0.0
     volume: float = 0.0
