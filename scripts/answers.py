@@ -1,7 +1,7 @@
 """What a method says about the images of a series, in one form, and one code that scores it.
 
-- Images: in the series' window as [0, 1], on the target's grid; where the reference's grid is another, over the
-  voxels that the method draws from within the reference.
+- Images: in the series' window as [0, 1], on the target's grid; where the grid of what is shown (the reference,
+  or images in its place) is another, over the voxels that the method draws from within it.
 - Contours: the reference's, carried by the method and compared on the target's grid.
 - Landmarks: points of the target, mapped to the reference and compared there, of those that lie in both fields of
   view. Where a method shows a copy of another image, that image's points and contours stand for the target's.
@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 from data import PatientData
-from scores import contour_scores, everywhere, resampled_labels
+from scores import all_reach, contour_scores, everywhere, resampled_labels
 
 from stnerp import Grid
 from stnerp.baselines.pair import PairRegistration
@@ -36,6 +36,7 @@ class Answers:
         image: what the image looks like, in the scan's intensities; None where there is no answer, and for a
             whole method the reference warped by `registration`.
         copy_of: the known image that is shown in place of another, with its contours and landmarks.
+        drawn_from: the known images that are shown, where they are, in place of the deformed reference.
         rendered: the reference as the method draws it, without what it keeps of the voxels themselves; None
             where it draws the voxels.
         note: what to know about the settings, a line below the table.
@@ -45,6 +46,7 @@ class Answers:
     registration: Callable[[int, Grid], PairRegistration | None] = lambda index, grid: None
     image: Callable[[int, Grid], sitk.Image | None] | None = None
     copy_of: Callable[[int], int] | None = None
+    drawn_from: Callable[[int], Sequence[int]] | None = None
     rendered: sitk.Image | None = None
     note: str = ""
 
@@ -55,11 +57,12 @@ class Answer:
 
     Attributes:
         image: in the scan's intensities.
-        covered: where the image is drawn from within the reference, (z, y, x); None: everywhere.
+        covered: where the image is drawn from within what is shown, (z, y, x); None: everywhere.
         registration: target -> reference.
         labels: carried contours.
         seen: where the image that they come from shows anything, carried in the same way.
         shown: index of the image whose landmarks are found again: the reference's, or that of a copy.
+        copied: whether it is a copy, which may be of the reference.
     """
 
     image: sitk.Image | None
@@ -68,6 +71,7 @@ class Answer:
     labels: sitk.Image | None
     seen: sitk.Image | None
     shown: int
+    copied: bool
 
 
 def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
@@ -85,13 +89,16 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
     if registration is not None and not series.grid.is_close(grid):
         shows = sitk.Cast(everywhere(series.reference_image), sitk.sitkFloat32)
         covered = sitk.GetArrayFromImage(registration.warp(shows, outside=0.0)) > 0.5
+    elif shown is not None and answers.drawn_from is not None:
+        covered = all_reach([series.images[i] for i in answers.drawn_from(index)], scan)
+    copied = copy is not None and shown is not None
     labels = seen = None
-    if copy is not None and shown is not None and (mask := series.masks[copy]) is not None:
+    if copied and (mask := series.masks[copy]) is not None:
         labels, seen = (resampled_labels(m, scan) for m in (mask, everywhere(series.images[copy])))
     elif registration is not None and (mask := series.masks[series.reference]) is not None:
         labels, seen = (registration.propagate(m) for m in (mask, everywhere(series.reference_image)))
-    landmarks_of = series.reference if copy is None or shown is None else copy
-    return Answer(shown, covered, registration, labels, seen, landmarks_of)
+    landmarks_of = series.reference if copy is None or not copied else copy
+    return Answer(shown, covered, registration, labels, seen, landmarks_of, copied)
 
 
 def score(patient: PatientData, given: Answer, index: int) -> Row:
@@ -117,8 +124,7 @@ def landmark_errors(patient: PatientData, given: Answer, index: int) -> tuple[np
     """Errors (N,) in mm, and which landmarks (N,) lie in both fields of view; None without landmarks or answer."""
     series = patient.series
     shown_mm, target_mm = series.landmarks[given.shown], series.landmarks[index]
-    copied = given.shown != series.reference
-    if shown_mm is None or target_mm is None or (given.registration is None and not copied):
+    if shown_mm is None or target_mm is None or (given.registration is None and not given.copied):
         return None
     grids = Grid.of(series.images[given.shown]), Grid.of(series.images[index])
     seen = grids[0].contains(shown_mm) & grids[1].contains(target_mm)

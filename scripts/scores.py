@@ -5,6 +5,7 @@ Images are scored in the window's [0, 1]; landmarks in the reference, contours i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def everywhere(image: sitk.Image) -> sitk.Image:
 def resampled_labels(labels: sitk.Image, grid: sitk.Image) -> sitk.Image:
     """Labels on another image's grid, nearest neighbour."""
     return sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
+
+
+def all_reach(images: Sequence[sitk.Image], target: sitk.Image) -> np.ndarray | None:
+    """Where all images reach among a target's voxels, where their headers place them, (z, y, x); None: everywhere."""
+    grid = Grid.of(target)
+    others = [image for image in images if not Grid.of(image).is_close(grid)]
+    reached = [sitk.GetArrayFromImage(resampled_labels(everywhere(image), target)) != 0 for image in others]
+    return np.logical_and.reduce(reached) if reached else None
 
 
 def draw(path: Path, patient: PatientData, prediction: Prediction, title: str) -> Path:

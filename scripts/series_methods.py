@@ -50,7 +50,7 @@ def nearest_image(
     def image(index: int, grid: Grid) -> sitk.Image | None:
         return None if index in known else drawn_on(series, copy_of(index), grid)
 
-    return Answers(image=image, copy_of=copy_of), 0.0
+    return Answers(image=image, copy_of=copy_of, drawn_from=lambda index: [copy_of(index)]), 0.0
 
 
 def linear_blend(patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any) -> tuple[Answers, float]:
@@ -65,7 +65,7 @@ def linear_blend(patient: PatientData, known: Sequence[int], kept: Kept, **setti
             mixed = mixed + part
         return mixed
 
-    return Answers(image=image), 0.0
+    return Answers(image=image, drawn_from=lambda index: list(around(patient, known, index))), 0.0
 
 
 def around(patient: PatientData, known: Sequence[int], index: int) -> dict[int, float]:

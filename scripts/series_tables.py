@@ -28,8 +28,9 @@ MEASURES = {
 
 EXPLAINED = """\
 Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the window as [0, 1], on the scan's own
-grid, where the reference reaches. TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping.
-Dice and HD95: of the reference's contours, carried to the scan, where the reference reaches. Folded: mean number
+grid, where the reference reaches, or the image or both images that are shown in its place. TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping.
+Dice and HD95: of the reference's contours, carried to the scan, where the reference reaches; a contour that is lost
+has a Dice of 0 and no HD95, whose cell then says of how many images it is. Folded: mean number
 of voxels with |J| ≤ 0 in an image. Time: seconds from files to a model that answers for the whole series, Ref-Net
 and pre-alignment included; methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the
 displacements of the scans before and after it; IDIR draws its points in the lungs, elsewhere its answers mean
@@ -48,23 +49,30 @@ def image_rows(records: Iterable[Record]) -> list[Row]:
 
 
 def with_contour_means(image: Mapping[str, Any]) -> Row:
-    """An image's row with `dice` and `hd95_mm`, means over its contours."""
+    """An image's row with `dice` and `hd95_mm`, means over the contours that it has or that were carried there.
+
+    A contour that is lost has no HD95: then there is no mean of them, NaN.
+    """
     row = dict(image)
-    for name, start, end in (("dice", "dice_", ""), ("hd95_mm", "hd95_", "_mm")):
-        values = [v for key, v in image.items() if key.startswith(start) and key.endswith(end) and v == v]
-        if values:
-            row[name] = float(np.mean(values))
+    names = [
+        key.removeprefix("dice_") for key, value in image.items() if key.startswith("dice_") and value == value
+    ]
+    if names:
+        row["dice"] = float(np.mean([image[f"dice_{name}"] for name in names]))
+        row["hd95_mm"] = float(np.mean([image[f"hd95_{name}_mm"] for name in names]))
     return row
 
 
 def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Row:
-    """Mean ± standard deviation of each measure, by the name of its column."""
+    """Mean ± standard deviation of each measure, by the name of its column; of how many rows, where some have none."""
     cells: Row = {}
     for name, (title, digits) in MEASURES.items():
-        values = [row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])]
+        given = [row[name] for row in rows if row.get(name) is not None]
+        values = [value for value in given if np.isfinite(value)]
         if values:
             spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 and name != "folded_voxels" else ""
-            cells[f"{prefix}{title}"] = f"{np.mean(values):.{digits}f}{spread}"
+            some = f" ({len(values)} of {len(given)})" if len(values) < len(given) else ""
+            cells[f"{prefix}{title}"] = f"{np.mean(values):.{digits}f}{spread}{some}"
     return cells
 
 

@@ -280,7 +280,7 @@ def _moving(
         Grid.of(image),
         level.voxels(grid, refine=2),
         alignments[index],
-        level.aliasing_sigma_mm(grid),
+        level.aliasing_sigma_mm(grid, Grid.of(image)),
         device,
     )
     return torch.from_numpy(values).to(device, torch.float32)[None, None]

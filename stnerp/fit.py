@@ -251,11 +251,16 @@ def _optimise(
                 images.give_back(fit.kept("pull", images.pull))  # of the level's start, also if it goes on later
             if images.detailed is not None and len(optimisers) == 1:
                 free_the_detail(sum(lengths[number:]))
-            if level.learning_rate is not None and state.step == until - length:
-                adam.state.clear()
-                adam.param_groups[0].update(lr=level.learning_rate, initial_lr=level.learning_rate)
-                if schedules:
-                    schedules[0] = state.parts["schedule"] = cosine(adam, length)
+            if state.step == until - length:  # else it goes on within the level
+                if level.learning_rate is not None:
+                    adam.state.clear()
+                    adam.param_groups[0].update(lr=level.learning_rate, initial_lr=level.learning_rate)
+                    if schedules:
+                        schedules[0] = state.parts["schedule"] = cosine(adam, length)
+                elif number > 0 and settings.levels[number - 1].learning_rate is not None:
+                    adam.param_groups[0].update(lr=settings.learning_rate)
+                    if schedules:
+                        schedules[0] = state.parts["schedule"] = cosine(adam, steps, state.step)
             for step in fit.steps(until):
                 net.zero_grad(set_to_none=True)
                 values = images.backward(_chosen_times(fitted, level, draw), draw)
@@ -337,7 +342,7 @@ class _Level:
         # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
         # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
         sigma = level.smoothing(grid, settings.smoothing)
-        sigma_mm = level.aliasing_sigma_mm(grid)
+        sigma_mm = level.aliasing_sigma_mm(grid, grid)
         if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
             self.reference = partial(_network_values, reference)
             self.moved_sigma = level.smoothing(
@@ -353,9 +358,10 @@ class _Level:
         contrast = settings.contrast if level is settings.levels[-1] else 0.0
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
-            image = series.images[i]
+            image, own = series.images[i], Grid.of(series.images[i])
+            sigma_mm = level.aliasing_sigma_mm(grid, own)
             target, covered = on_grid(
-                normalised(image, series.window), Grid.of(image), self.voxels, alignments[i], sigma_mm, device
+                normalised(image, series.window), own, self.voxels, alignments[i], sigma_mm, device
             )
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)

@@ -8,7 +8,6 @@ derivatives in mm per mm, and so don't depend on resolution, spacing or batch si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,9 @@ import torch
 
 Spacing = tuple[float, float, float]
 JACOBIAN_LIMITS = (0.1, 10.0)
+# The part of what edges show at which a window counts one in `LocalNCC`. In CTs of the chest every second window
+# that shows more than noise shows as much: so images weigh against penalties as if all windows counted alike.
+COUNTS_ONE = 0.4
 
 
 # -- similarity
@@ -35,7 +37,7 @@ def global_ncc(fixed: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor | 
 
 
 class LocalNCC:
-    """1 − mean local normalised cross-correlation between a fixed image and moved ones, in [0, 2].
+    """1 − mean local normalised cross-correlation between a fixed image and moved ones, in [0, 2] without `contrast`.
 
     Around each voxel, a box window: (cov(f, m) + ε) / √((var f + ε)(var m + ε)), the structure term of SSIM (Wang
     et al. 2004). ε is the variance of the images' noise: in windows with nothing but noise there is nothing to
@@ -43,10 +45,10 @@ class LocalNCC:
     the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
     computed once.
 
-    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c. Of the
-    windows that show more than noise (var f > ε) the median one counts one, so that air around a body changes
-    nothing. With 0 the edge of a lung counts as much as noise in muscle; with 1 edges lead; with 2 it is nearly
-    the squared difference, but for a gain and an offset of each window.
+    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; one counts
+    where that is 0.4 of what edges show (`edge_deviation`), which isn't more or less for air around a body. With 0
+    the edge of a lung counts as much as noise in muscle; with 1 edges lead, and the loss of an image may pass 2;
+    with 2 it is nearly the squared difference, but for a gain and an offset of each window.
 
     Args:
         fixed: (1, 1, z, y, x) in [0, 1].
@@ -75,7 +77,8 @@ class LocalNCC:
         self.fixed_mean = self._mean(self.fixed)
         variance = self._mean(self.fixed**2) - self.fixed_mean**2
         self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
-        self.counts = (self.fixed_deviation / self._typical_deviation()) ** contrast if contrast else None
+        one = (COUNTS_ONE * edge_deviation(variance, weight)).clamp(min=max(noise, 1e-6))
+        self.counts = (self.fixed_deviation / one) ** contrast if contrast else None
 
     def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.
@@ -97,17 +100,19 @@ class LocalNCC:
         loss = 1 - correlation[:, whole]
         return _mean(loss if self.counts is None else self.counts[:, 0, slab][:, whole] * loss, weight)
 
-    def _typical_deviation(self) -> torch.Tensor:
-        """The median of the fixed image's deviations, √(var f + ε), that are above √2ε; that limit if none is."""
-        least = self.fixed_deviation.new_tensor(math.sqrt(2 * self.noise_variance))
-        seen = self.fixed_deviation if self.weight is None else self.fixed_deviation[self.weight > 0]
-        telling = seen[seen > least]
-        return telling.median() if telling.numel() > 0 else least
-
     def _mean(self, image: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """Mean within the window around each voxel, voxels by their weights."""
         weighted = image if self.weight is None else image * self.weight[:, :, slab]
         return box_mean(weighted, self.radii) / self.in_window[:, :, slab]
+
+
+def edge_deviation(variance: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean deviation √v of windows with these variances, each by its own v: what edges show.
+
+    Flat windows and their noise hardly count, however many there are. 0 where all are flat. Any shape.
+    """
+    variance = variance.clamp(min=0)
+    return _mean(variance**1.5, weight) / _mean(variance, weight).clamp(min=1e-12)
 
 
 def box_radii(shape: Sequence[int], spacing_mm: Spacing, window_mm: float) -> tuple[int, int, int]:

@@ -84,14 +84,13 @@ class Level:
         slabs = slab_count(self.voxels(grid).shape, voxels_per_step)
         return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
 
-    def aliasing_sigma_mm(self, grid: Grid) -> float:
-        """σ of the Gaussian that an image of this grid passes before it is read at this level's voxels.
+    def aliasing_sigma_mm(self, grid: Grid, image: Grid) -> float:
+        """σ of the Gaussian that an image passes before it is read at this level's voxels of the reference's `grid`.
 
-        Half of a level's voxel, less what the scan's own voxels have blurred already: none where they are as wide.
+        Half of a level's voxel, less what the image's own voxels have blurred already: none where they are as wide.
         """
-        if self.spacing_mm is None:
-            return 0.0
-        return 0.5 * math.sqrt(max(0.0, self.spacing_mm**2 - min(grid.spacing_mm) ** 2))
+        wanted_mm = max(self.spacing_mm or 0.0, min(grid.spacing_mm))
+        return 0.5 * math.sqrt(max(0.0, wanted_mm**2 - min(image.spacing_mm) ** 2))
 
     def smoothing(self, grid: Grid, smoothing: float) -> tuple[float, float, float]:
         """σ (z, y, x), in voxels of this level, of the Gaussian that images pass after they are moved."""

@@ -242,10 +242,16 @@ def voxel_points(voxels: torch.Tensor, grid: Grid) -> torch.Tensor:
     return torch.stack([2 * i / max(n - 1, 1) - 1 for i, n in index], dim=-1)
 
 
-def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A learning rate that falls from its value to 2 % of it along half a cosine."""
-    rate = optimiser.param_groups[0]["lr"]
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.02 * rate)
+def cosine(optimiser: torch.optim.Optimizer, steps: int, done: int = 0) -> torch.optim.lr_scheduler.LRScheduler:
+    """A learning rate that falls from its value to 2 % of it along half a cosine, of which some steps are over."""
+    group = optimiser.param_groups[0]
+    rate, least = group["lr"], 0.02 * group["lr"]
+    group["initial_lr"] = rate
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=least)
+    if done:
+        schedule.last_epoch = done
+        group["lr"] = least + (rate - least) * (1 + math.cos(math.pi * done / steps)) / 2
+    return schedule
 
 
 def _times(grid: Grid, factor: float) -> tuple[float, float, float]:

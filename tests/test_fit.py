@@ -28,6 +28,7 @@ from stnerp.checkpoint import read_checkpoint
 from stnerp.def_net import FactorisedDefNet, def_net_of
 from stnerp.fit import VELOCITY_PENALTIES, _Level
 from stnerp.geometry import Grid, homogeneous
+from stnerp.losses import LocalNCC
 from stnerp.phantom import Phantom
 from stnerp.preprocess import normalised
 from stnerp.presets import FAST, Level
@@ -624,6 +625,63 @@ def test_a_level_with_a_rate_of_its_own_starts_the_network_anew(phantom_series: 
     before = modes(first)
     assert (modes(first, (*second, None, 1e-9)) - before).abs().max() < 1e-7  # no step is longer than the rate
     assert (modes(first, second) - before).abs().max() > 1e-4  # the fit's own, 1e-3, goes on
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_after_a_level_with_a_rate_of_its_own_the_fit_s_goes_on(
+    decay: str, phantom_series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    backward = _Level.backward
+
+    def watched(self: _Level, chosen: Any, draw: Any) -> Any:
+        rates.append(optimisers[-1].param_groups[0]["lr"])
+        return backward(self, chosen, draw)
+
+    optimisers: list[torch.optim.Adam] = []
+    adam = torch.optim.Adam
+
+    def kept(*arguments: Any, **settings: Any) -> torch.optim.Adam:
+        optimisers.append(adam(*arguments, **settings))
+        return optimisers[-1]
+
+    monkeypatch.setattr(_Level, "backward", watched)
+    monkeypatch.setattr(torch.optim, "Adam", kept)
+    levels = [(40, 40, 3), (40, 40, 4, None, 1e-5), (40, 40, 3)]
+    changes: dict[str, Any] = {"learning_rate": 1e-3, "detail_mm": None, "bregman": 0.0, "decay": decay}
+    fit_deformation(phantom_series, **{**SMALL, **changes, "levels": levels})
+
+    def falling(steps: int) -> np.ndarray:
+        """From 1 to 2 %, along half a cosine, or not at all."""
+        return (
+            0.02 + 0.49 * (1 + np.cos(np.pi * np.arange(steps) / steps)) if decay == "cosine" else np.ones(steps)
+        )
+
+    of_the_fit = 1e-3 * falling(10)
+    assert rates == pytest.approx([*of_the_fit[:3], *(1e-5 * falling(4)), *of_the_fit[7:]], rel=1e-9)
+
+
+def test_an_image_finer_than_the_reference_is_smoothed_before_it_is_read(phantom_series: Series) -> None:
+    """Noise of voxels of 2.5 mm, compared on 10 mm: read at points it would be as strong as before, and a Gaussian
+    of s = half of √(10² − 2.5²) mm leaves the part of it that remains of each axis, √(2.5 / (2 √π s)), to its third power."""
+    coarse = phantom_series.grid.with_spacing(10.0)
+    fine = phantom_series.grid.with_spacing(2.5)
+    draw = np.random.default_rng(0)
+    noise = draw.normal(0, 100, fine.shape).astype(np.float32)
+    still = sitk.Resample(phantom_series.reference_image, coarse.image(np.zeros(coarse.shape, np.float32)))
+    series = load_series([still, fine.image(noise)], [0.0, 1.0], window=(-1000.0, 1000.0))
+    settings = dataclasses.replace(FAST.def_net, levels=(Level(2, 40, 1),), width=8, smoothing=0.0)
+    net = def_net_of(series.grid, TimeBasis(series.times, 0.0, None), settings)
+    reference = normalised(series.reference_image, series.window)
+    images = _Level(net, reference, series, np.stack([np.eye(4)] * 2), settings, {}, settings.levels[0])
+    measure = images.targets[1].similarity
+    assert isinstance(measure, LocalNCC)
+    within = measure.fixed[0, 0, 2:-2, 2:-2, 2:-2]  # the border is repeated beyond
+    sigma_mm = 0.5 * np.sqrt(10**2 - 2.5**2)
+    left = (2.5 / (2 * np.sqrt(np.pi) * sigma_mm)) ** 1.5
+    assert left < 0.1
+    # Of the window's half, 0.05 of its range, in some thousand voxels that share noise with their neighbours.
+    assert float(within.std()) == pytest.approx(0.05 * left, rel=0.1)
 
 
 def test_windows_count_by_their_contrast_on_the_last_level_alone(phantom_series: Series) -> None:

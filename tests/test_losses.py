@@ -82,9 +82,9 @@ def naive_local_ncc(
         variances = (np.average(f * f, weights=w) + noise**2) * (np.average(m * m, weights=w) + noise**2)
         correlation[centre] = covariance / np.sqrt(variances)
         deviation[centre] = np.sqrt(np.average(f * f, weights=w) + noise**2)
-    telling = np.sort(deviation[(weight > 0) & (deviation > math.sqrt(2) * noise)])
-    median = telling[(len(telling) - 1) // 2]  # the lower of two, as PyTorch has it
-    return float(np.average((1 - correlation) * (deviation / median) ** contrast, weights=weight))
+    variance = np.clip(deviation**2 - noise**2, 0, None)
+    edges = np.average(np.sqrt(variance), weights=variance * weight)
+    return float(np.average((1 - correlation) * (deviation / (0.4 * edges)) ** contrast, weights=weight))
 
 
 @pytest.mark.parametrize("contrast", [0.0, 1.0, 2.0])
@@ -97,7 +97,7 @@ def test_local_ncc_is_the_naive_loop(weighted: bool, contrast: float) -> None:
     assert measure.radii == (1, 3, 1)
     plain = np.ones(SHAPE) if weight is None else weight[0, 0].numpy()
     expected = naive_local_ncc(fixed[0, 0].numpy(), moved[0, 0].numpy(), plain, (1, 3, 1), 0.02, contrast)
-    assert 0.1 < expected < 0.9
+    assert 0.1 < expected < 0.9 / 0.4**contrast  # noise is edges everywhere
     assert abs(float(measure(moved)) - expected) < EXACT
 
 
@@ -167,14 +167,40 @@ def test_air_around_a_body_changes_no_window(contrast: float) -> None:
     assert sums[1] == pytest.approx(sums[0], rel=EXACT)
 
 
+def test_noise_in_air_hardly_changes_what_counts_one() -> None:
+    """A body in nine times its volume of air: without noise, and with as much or more than `noise` expects."""
+    body = np.zeros((20, 20, 90))
+    body[4:16, 4:16, 4:14] = 0.7
+    draw = np.random.default_rng(0)
+    scales = []
+    for sigma in (0.0, 0.02, 0.03):
+        noisy = body + sigma * draw.standard_normal(body.shape) * (body == 0)
+        measure = losses.LocalNCC(torch.from_numpy(noisy)[None, None], (1.0, 1.0, 1.0), 3.0, contrast=1.0)
+        assert measure.counts is not None
+        scales.append(float((measure.fixed_deviation / measure.counts).mean()))
+    # In nine windows of ten a deviation of 0.03 at most, beside 0.3 in those of the edge: each counts a hundredth. A
+    # median over what shows more than noise falls to a tenth.
+    assert scales[1:] == pytest.approx([scales[0]] * 2, rel=0.2)
+
+
+def test_edges_deviation_is_the_mean_by_variance() -> None:
+    variance = torch.tensor([0.0, 0.0, 0.01, 0.04], dtype=torch.float64)
+    assert float(losses.edge_deviation(variance)) == pytest.approx((0.01 * 0.1 + 0.04 * 0.2) / 0.05)
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    assert float(losses.edge_deviation(variance, weight)) == pytest.approx(0.1)
+    assert float(losses.edge_deviation(0 * variance)) == 0
+
+
 def test_counts_of_an_image_without_contrast_are_finite() -> None:
-    """No window shows more than noise: they count by what it takes to do so, so that none counts one."""
+    """No window shows more than noise, which is the least that can count one."""
     flat = torch.full_like(image(0), 0.25)
     measure = losses.LocalNCC(flat, SPACING, 5.0, noise=0.02, contrast=1.0)
-    # Deviations of nothing but ε, to rounding of E[x²] − E[x]², against √2 of them.
+    # To rounding of E[x²] − E[x]².
     assert measure.counts is not None
-    assert torch.allclose(measure.counts, torch.full_like(flat, math.sqrt(0.5)), atol=1e-9)
+    assert torch.allclose(measure.counts, torch.ones_like(flat), atol=1e-9)
     assert 0 < float(measure(image(0))) < 1
+    without_noise = losses.LocalNCC(flat, SPACING, 5.0, noise=0.0, contrast=1.0)
+    assert without_noise.counts is not None and without_noise.counts.isfinite().all()
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.05])
