@@ -30,7 +30,7 @@ from run_directory import (
     write_config,
     wrote,
 )
-from scores import contour_scores, draw, everywhere, landmark_errors, predict, resampled_labels
+from scores import all_reach, contour_scores, draw, everywhere, landmark_errors, predict, resampled_labels
 
 from stnerp import Grid, InputError, Series, STNeRP, fit_deformation, fit_reference
 from stnerp.baselines.interpolation import linear_blend, nearest_phase
@@ -131,6 +131,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """One row per method (for an image that the fit saw: the model alone), on the reference's grid.
 
+    Where fields of view differ, PSNR and SSIM are of the voxels that all have in common: the image, those that are
+    shown in its place, and the reference after it is moved.
+
     Args:
         known: the series of the fit, and its images on the reference's grid, in [0, 1].
         index: of the image, in the whole series.
@@ -138,13 +141,27 @@ def evaluate(
     series, t, grid = patient.series, patient.series.times[index], known.grid
     held_out = t not in known.times
     target = on_reference(series, index)
+    indices = [np.asarray(i) for i in range(len(known))]
+    nearest = int(nearest_phase(indices, known.times, t, known.period))
+    weights = linear_blend(list(np.eye(len(known))), known.times, t, known.period)
+    shown_here = [series.images[index]]
+    if held_out:
+        shown_here += [known.images[i] for i in {nearest, *np.flatnonzero(weights).tolist()}]
+    common = all_reach(shown_here, known.reference_image)
+    shown = everywhere(known.reference_image)
+    if common is not None:
+        common &= sitk.GetArrayViewFromImage(model.propagate(shown, t)) != 0
 
     def row(method: str, image: np.ndarray, **more: Any) -> dict[str, Any]:
         about = {"method": method, "time": t, "image": series.names[index]}
-        return {**about, "psnr_db": psnr_db(image, target), "ssim": ssim(image, target), **more}
+        percent = 100.0 if common is None else 100 * float(common.mean())
+        return {**about, **likeness(image), "covered_percent": percent, **more}
+
+    def likeness(image: np.ndarray) -> dict[str, float]:
+        return {"psnr_db": psnr_db(image, target, mask=common), "ssim": ssim(image, target, mask=common)}
 
     mask = known.masks[known.reference]
-    scan, shown = series.images[index], everywhere(known.reference_image)
+    scan = series.images[index]
     carried, seen = (None if m is None else model.propagate(m, t, scan) for m in (mask, shown))
     displacement_mm = sitk.GetArrayFromImage(model.displacement(t))
     own = row(
@@ -156,15 +173,13 @@ def evaluate(
     )
     if not held_out:
         return [own]
-    indices = [np.asarray(i) for i in range(len(known))]
-    nearest = int(nearest_phase(indices, known.times, t, known.period))
     copies = {NO_MOTION: known.reference, NEAREST: nearest}
     rows = [row(name, arrays[i], **copied(patient, index, known, i)) for name, i in copies.items()]
     rows += [row(BLEND, linear_blend(arrays, known.times, t, known.period)), own]
     if model.flow is not None:
         # The contours and landmarks are the deformation's: only the picture is another.
         image = normalised(model.image(t, appearance="blend"), series.window)
-        rows.append(own | {"method": BLENDED, "psnr_db": psnr_db(image, target), "ssim": ssim(image, target)})
+        rows.append(own | {"method": BLENDED, **likeness(image)})
     return rows
 
 
@@ -174,7 +189,10 @@ def copied(patient: PatientData, index: int, known: Series, copy: int) -> dict[s
     scores: dict[str, Any] = {}
     shown_mm, true_mm = known.landmarks[copy], series.landmarks[index]
     if shown_mm is not None and true_mm is not None:
-        scores |= tre_summary(shown_mm, true_mm)
+        grids = Grid.of(known.images[copy]), Grid.of(series.images[index])
+        both = grids[0].contains(shown_mm) & grids[1].contains(true_mm)
+        scores |= tre_summary(shown_mm[both], true_mm[both])
+        scores["landmarks_outside"] = int(np.count_nonzero(~both))
     mask = known.masks[copy]
     if mask is not None:
         labels, seen = (resampled_labels(m, series.images[index]) for m in (mask, everywhere(known.images[copy])))

@@ -151,7 +151,7 @@ def resampled_labels(labels: sitk.Image, grid: sitk.Image) -> sitk.Image:
 
 
 def all_reach(images: Sequence[sitk.Image], target: sitk.Image) -> np.ndarray | None:
-    """Where all images reach among a target's voxels, where their headers place them, (z, y, x); None: everywhere."""
+    """Which of a target's voxels all images reach, where headers place them, (z, y, x); None: all."""
     grid = Grid.of(target)
     others = [image for image in images if not Grid.of(image).is_close(grid)]
     reached = [sitk.GetArrayFromImage(resampled_labels(everywhere(image), target)) != 0 for image in others]

@@ -28,14 +28,14 @@ MEASURES = {
 
 EXPLAINED = """\
 Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the window as [0, 1], on the scan's own
-grid, where the reference reaches, or the image or both images that are shown in its place. TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping.
-Dice and HD95: of the reference's contours, carried to the scan, where the reference reaches; a contour that is lost
-has a Dice of 0 and no HD95, whose cell then says of how many images it is. Folded: mean number
-of voxels with |J| ≤ 0 in an image. Time: seconds from files to a model that answers for the whole series, Ref-Net
-and pre-alignment included; methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the
-displacements of the scans before and after it; IDIR draws its points in the lungs, elsewhere its answers mean
-little. *Nearest image* and *linear blend* need no registration. Empty: no answer, or nothing known to compare it
-with."""
+grid, where the reference reaches, or the image or both images that are shown in its place. TRE: of the scan's
+landmarks, mapped to the reference, in mm, without snapping. Dice and HD95: of the reference's contours, carried to
+the scan, where the reference reaches; a contour that is lost has a Dice of 0 and no HD95, whose cell then says of
+how many images it is. Folded: mean number of voxels with |J| ≤ 0 in an image. Time: seconds from files to a model
+that answers for the whole series, Ref-Net and pre-alignment included; methods for pairs: all of their pairs. For
+an unseen scan, methods for pairs mix the displacements of the scans before and after it; IDIR draws its points in
+the lungs, elsewhere its answers mean little. *Nearest image* and *linear blend* need no registration. Empty: no
+answer, or nothing known to compare it with."""
 
 
 def image_rows(records: Iterable[Record]) -> list[Row]:
@@ -64,7 +64,7 @@ def with_contour_means(image: Mapping[str, Any]) -> Row:
 
 
 def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Row:
-    """Mean ± standard deviation of each measure, by the name of its column; of how many rows, where some have none."""
+    """Mean ± standard deviation of each measure, by the name of its column; of how many rows, if not all."""
     cells: Row = {}
     for name, (title, digits) in MEASURES.items():
         given = [row[name] for row in rows if row.get(name) is not None]

@@ -37,7 +37,7 @@ def global_ncc(fixed: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor | 
 
 
 class LocalNCC:
-    """1 − mean local normalised cross-correlation between a fixed image and moved ones, in [0, 2] without `contrast`.
+    """1 − mean local normalised cross-correlation between a fixed image and moved ones.
 
     Around each voxel, a box window: (cov(f, m) + ε) / √((var f + ε)(var m + ε)), the structure term of SSIM (Wang
     et al. 2004). ε is the variance of the images' noise: in windows with nothing but noise there is nothing to
@@ -45,9 +45,9 @@ class LocalNCC:
     the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
     computed once.
 
-    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; one counts
-    where that is 0.4 of what edges show (`edge_deviation`), which isn't more or less for air around a body. With 0
-    the edge of a lung counts as much as noise in muscle; with 1 edges lead, and the loss of an image may pass 2;
+    With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; one
+    counts where that is 0.4 of what edges show (`edge_deviation`), which isn't more or less for air around a body.
+    With 0 the edge of a lung counts as much as noise in muscle, and the loss lies in [0, 2]; with 1 edges lead;
     with 2 it is nearly the squared difference, but for a gain and an offset of each window.
 
     Args:

@@ -85,9 +85,9 @@ class Level:
         return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
 
     def aliasing_sigma_mm(self, grid: Grid, image: Grid) -> float:
-        """σ of the Gaussian that an image passes before it is read at this level's voxels of the reference's `grid`.
+        """σ of the Gaussian that an image passes before it is read at a level's voxels; `grid`: the reference's.
 
-        Half of a level's voxel, less what the image's own voxels have blurred already: none where they are as wide.
+        Half of such a voxel, less what the image's own voxels have blurred already: none where they are as wide.
         """
         wanted_mm = max(self.spacing_mm or 0.0, min(grid.spacing_mm))
         return 0.5 * math.sqrt(max(0.0, wanted_mm**2 - min(image.spacing_mm) ** 2))

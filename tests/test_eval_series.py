@@ -19,9 +19,11 @@ from conftest import composed, optional
 from test_eval_dirlab import FEW_STEPS
 from test_scripts import run as run_script
 
+from stnerp import fit_deformation, load_series
 from stnerp.appearance import fit_flow
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
+from stnerp.phantom import Phantom
 from stnerp.presets import FLOW, Level
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -321,3 +323,75 @@ def test_landmarks_follow_the_images(kind: list[str], stand_ins: Path) -> None:
     assert moved[0] == 0
     assert max(moved) > 3
     assert all(mask is not None for mask in masks)
+
+
+# -- fields of view that differ
+
+
+def seen_in_part() -> tuple[Any, Any]:
+    """A still patient at three times, and the second scan's upper half alone; landmarks all over; no label there.
+
+    What any method shows is right, where it shows anything.
+    """
+    phantom = Phantom((24, 19, 12), 15.0, n_landmarks=60)
+    whole, labels, points_mm = phantom.image(0.0), phantom.labels(0.0), phantom.landmarks(0.0)
+    part = whole[:, :, 6:]
+    masks = [labels, labels[:, :, 6:], labels]
+    series = load_series(
+        [whole, part, whole], [0.0, 1.0, 3.0], masks=masks, landmarks=[points_mm] * 3, window=(-1000.0, 1000.0)
+    )
+    data = importlib.import_module("data")
+    return data.PatientData(series, {2: "heart"}, [2], 0.0), phantom
+
+
+def test_what_an_image_does_not_reach_is_not_scored() -> None:
+    """The half that is left out is whole; of images in its place, or of the reference, it is what they reach."""
+    answers, methods = importlib.import_module("answers"), importlib.import_module("series_methods").METHODS
+    patient, _ = seen_in_part()
+    for left_out, known, percent in ((1, [0, 2], 100.0), (2, [0, 1], 50.0)):
+        for name in ("nearest_image", "linear_blend"):
+            said, _ = methods[name](patient, known, {})
+            row = answers.all_scores(patient, answers.answer(patient, said, left_out), left_out)
+            assert row["covered_percent"] == percent, name
+            assert row["psnr_db"] > 100  # rounding of a linear blend
+
+
+def test_a_copy_of_the_reference_is_a_copy() -> None:
+    answers, methods = importlib.import_module("answers"), importlib.import_module("series_methods").METHODS
+    patient, _ = seen_in_part()
+    said, _ = methods["nearest_image"](patient, [0, 2], {})
+    row = answers.all_scores(patient, answers.answer(patient, said, 1), 1)
+    assert row["tre_mean_mm"] == 0
+    assert row["dice_heart"] == 1
+
+
+def test_interpolation_scores_what_all_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that moves nothing is as good as the copies, which are exact, over half of the reference."""
+    script = importlib.import_module("eval_interpolation")
+    patient, phantom = seen_in_part()
+    known = patient.series.subset([0, 2])
+    still = fit_deformation(known, levels=[(30, 60, 1, None, 1e-12)], detail_mm=None, progress=False, device="cpu")
+    arrays = [script.on_reference(known, i) for i in range(2)]
+    rows = {row["method"]: row for row in script.evaluate(still, patient, known, arrays, 1)}
+    inside = np.count_nonzero(Grid.of(patient.series.images[1]).contains(phantom.landmarks(0.0)))
+    assert 0 < inside < 60
+    for name in (script.NO_MOTION, script.NEAREST, script.BLEND, script.STNERP):
+        assert rows[name]["covered_percent"] == pytest.approx(50, abs=1), name
+        assert rows[name]["psnr_db"] > 60  # of all the reference 20; points of float32 lie off by 1e-5 mm
+    for name in (script.NO_MOTION, script.NEAREST, script.STNERP):
+        assert rows[name]["landmarks"] == inside
+        assert rows[name]["landmarks_outside"] == 60 - inside
+
+
+def test_a_lost_contour_is_told_beside_the_mean_of_the_others() -> None:
+    tables = importlib.import_module("series_tables")
+    found = {"dice_a": 0.9, "hd95_a_mm": 2.0, "dice_b": float("nan"), "hd95_b_mm": float("nan")}  # b: in neither
+    lost = {"dice_a": 0.0, "hd95_a_mm": float("nan"), "dice_b": 0.8, "hd95_b_mm": 3.0}
+    rows = [tables.with_contour_means(row) for row in (found, lost)]
+    assert (rows[0]["dice"], rows[0]["hd95_mm"]) == (0.9, 2.0)
+    assert rows[1]["dice"] == 0.4
+    assert np.isnan(rows[1]["hd95_mm"])
+    cells = tables.means(rows)
+    assert cells == {"Dice": "0.650 ± 0.250", "HD95 mm": "2.00 (1 of 2)"}

@@ -662,8 +662,8 @@ def test_after_a_level_with_a_rate_of_its_own_the_fit_s_goes_on(
 
 
 def test_an_image_finer_than_the_reference_is_smoothed_before_it_is_read(phantom_series: Series) -> None:
-    """Noise of voxels of 2.5 mm, compared on 10 mm: read at points it would be as strong as before, and a Gaussian
-    of s = half of √(10² − 2.5²) mm leaves the part of it that remains of each axis, √(2.5 / (2 √π s)), to its third power."""
+    """Noise of voxels of 2.5 mm, compared on 10 mm: read at points it would be as strong as before; a Gaussian of
+    s = √(10² − 2.5²) / 2 mm leaves √(2.5 / (2 √π s)) of it along each axis."""
     coarse = phantom_series.grid.with_spacing(10.0)
     fine = phantom_series.grid.with_spacing(2.5)
     draw = np.random.default_rng(0)

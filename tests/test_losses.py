@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -178,8 +177,8 @@ def test_noise_in_air_hardly_changes_what_counts_one() -> None:
         measure = losses.LocalNCC(torch.from_numpy(noisy)[None, None], (1.0, 1.0, 1.0), 3.0, contrast=1.0)
         assert measure.counts is not None
         scales.append(float((measure.fixed_deviation / measure.counts).mean()))
-    # In nine windows of ten a deviation of 0.03 at most, beside 0.3 in those of the edge: each counts a hundredth. A
-    # median over what shows more than noise falls to a tenth.
+    # In nine windows of ten a deviation of 0.03 at most, beside 0.3 in those of the edge: each counts a hundredth.
+    # A median over what shows more than noise falls to a tenth.
     assert scales[1:] == pytest.approx([scales[0]] * 2, rel=0.2)
 
 
@@ -200,7 +199,8 @@ def test_counts_of_an_image_without_contrast_are_finite() -> None:
     assert torch.allclose(measure.counts, torch.ones_like(flat), atol=1e-9)
     assert 0 < float(measure(image(0))) < 1
     without_noise = losses.LocalNCC(flat, SPACING, 5.0, noise=0.0, contrast=1.0)
-    assert without_noise.counts is not None and without_noise.counts.isfinite().all()
+    assert without_noise.counts is not None
+    assert without_noise.counts.isfinite().all()
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.05])

@@ -135,16 +135,12 @@ def test_voxels_are_never_finer_than_the_scan_s() -> None:
 def test_gaussians_of_a_level() -> None:
     coarse = Grid((41, 31, 21), (2.5, 2.5, 2.5))
     # Half a voxel of the level, less what the scan's voxels have blurred: √(2² − 1²) / 2, nothing of coarser ones.
-    assert Level(2.0, None, 1).aliasing_sigma_mm(CT, CT) == pytest.approx(3**0.5 / 2)
-    assert (
-        Level(2.0, None, 1).aliasing_sigma_mm(coarse, coarse)
-        == Level(None, None, 1).aliasing_sigma_mm(CT, CT)
-        == 0
-    )
-    # A level's voxels are no finer than the reference's: a finer image passes a wider Gaussian, a coarser one none.
-    assert Level(2.0, None, 1).aliasing_sigma_mm(coarse, CT) == pytest.approx((2.5**2 - 1) ** 0.5 / 2)
-    assert Level(2.0, None, 1).aliasing_sigma_mm(CT, coarse) == 0
-    assert Level(None, None, 1).aliasing_sigma_mm(coarse, CT) == pytest.approx((2.5**2 - 1) ** 0.5 / 2)
+    level, own = Level(2.0, None, 1), Level(None, None, 1)
+    assert level.aliasing_sigma_mm(CT, CT) == pytest.approx(3**0.5 / 2)
+    assert level.aliasing_sigma_mm(coarse, coarse) == own.aliasing_sigma_mm(CT, CT) == 0
+    # Voxels are no finer than the reference's: for them a finer image passes a Gaussian, a coarser one none.
+    assert level.aliasing_sigma_mm(coarse, CT) == own.aliasing_sigma_mm(coarse, CT) == pytest.approx(5.25**0.5 / 2)
+    assert level.aliasing_sigma_mm(CT, coarse) == 0
     # After moving, 0.7 of the scan's finest spacing, in voxels of the level, (z, y, x).
     assert Level(2.0, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.35, 0.35), rel=0.01)
     assert Level(None, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.7, 0.7))
