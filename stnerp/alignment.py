@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["none", "rigid", "affine"]
 LARGEST_SCALE = 1.4  # between two scans of one person; a small field of view can mislead the fit
+FEWEST_ACROSS = 24  # voxels across a field of view, on two axes of three
 FEWEST_VOXELS = 8  # along an axis: ITK smooths no fewer than four, and four place a thin slab badly
 
 
@@ -37,7 +38,7 @@ def affine_between(
         reference: 3D image in [0, 1].
         target: 3D image in [0, 1], on any grid.
         kind: "none", "rigid" or "affine".
-        spacing_mm: resolution at which the images are compared.
+        spacing_mm: resolution at which the images are compared; a finer one where that leaves few voxels.
 
     Returns:
         (4, 4), homogeneous, LPS mm: reference point -> target point.
@@ -50,13 +51,16 @@ def affine_between(
         raise InputError(f"align: unknown kind {kind!r}; give none, rigid, affine or auto")
     if kind == "none":
         return np.eye(4)
+    # Something small, a mouse say, is looked at more closely, and moved in smaller steps.
+    extents_mm = [length for image in (reference, target) for length in Grid.of(image).extent_mm]
+    spacing_mm = min(spacing_mm, float(np.median(extents_mm)) / FEWEST_ACROSS)
     fixed, moving = _coarse(reference, spacing_mm), _coarse(target, spacing_mm)
     starts = [
         sitk.Euler3DTransform(_centre(fixed), 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)),
         *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.GEOMETRY),
         *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.MOMENTS),
     ]
-    rigid = [_register(fixed, moving, start, shrink=(4, 2)) for start in starts]
+    rigid = [_register(fixed, moving, start, shrink=(4, 2), spacing_mm=spacing_mm) for start in starts]
     found = [result for result in rigid if result is not None]
     if not found:
         raise FitError(
@@ -70,7 +74,7 @@ def affine_between(
         affine.SetMatrix(start.GetMatrix())
         affine.SetTranslation(start.GetTranslation())
         start = affine
-    refined = _register(fixed, moving, start, shrink=(2, 1))
+    refined = _register(fixed, moving, start, shrink=(2, 1), spacing_mm=spacing_mm)
     matrix = _matrix(start if refined is None else refined[0])
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if scales.max() > LARGEST_SCALE or scales.min() < 1 / LARGEST_SCALE:
@@ -85,7 +89,7 @@ def affine_between(
 
 
 def _register(
-    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...]
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...], spacing_mm: float
 ) -> tuple[sitk.Transform, float] | None:
     """The transform after a fit from `start` and its metric (lower is better); None if nothing overlaps."""
     transform = type(start)(start)
@@ -96,11 +100,11 @@ def _register(
     method.SetMetricSamplingPercentage(0.25, seed=1)  # without a seed ITK takes the clock's
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2.0, minStep=0.01, numberOfIterations=100, relaxationFactor=0.6
+        learningRate=spacing_mm / 2, minStep=spacing_mm / 400, numberOfIterations=100, relaxationFactor=0.6
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(shrink))
-    method.SetSmoothingSigmasPerLevel([float(s) / 2 for s in shrink])
+    method.SetSmoothingSigmasPerLevel([s * spacing_mm / 8 for s in shrink])
     method.SetInitialTransform(transform, inPlace=True)
     try:
         with quiet_itk():  # a page for every step that leaves the image

@@ -193,7 +193,7 @@ def fit_flow(
     """
     where = device_of(device)
     torch.manual_seed(seed)
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(torch.initial_seed())
     basis = Gaps(series.times, series.reference_time, series.period)
     net = def_net_of(series.grid, basis, settings).to(where)
     optimiser = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)

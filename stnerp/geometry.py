@@ -117,6 +117,12 @@ class Grid:
             self.direction,
         )
 
+    def padded(self, voxels: Sequence[int]) -> Grid:
+        """With so many voxels more at both ends of x, y and z."""
+        x, y, z = (n + 2 * more for n, more in zip(self.size, voxels, strict=True))
+        origin = self.index_to_world(-np.asarray(voxels, float))
+        return Grid((x, y, z), self.spacing_mm, (origin[0], origin[1], origin[2]), self.direction)
+
     def is_close(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same voxels in world space."""
         if self.size != other.size:

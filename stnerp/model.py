@@ -192,7 +192,10 @@ class STNeRP:
     def jacobian(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """|∂φ_t/∂p|: how many ml of reference each ml of the target came from; ≤ 0 would be a fold."""
         grid = self._output_grid(grid)
-        return grid.image(metrics.jacobian_determinant(self._displacement_array(t, grid), grid))
+        thick = grid.padded([1 if n == 1 else 0 for n in grid.size])  # a slice has neighbours, too
+        determinant = metrics.jacobian_determinant(self._displacement_array(t, thick), thick)
+        middle = tuple(slice(1, 2) if n == 1 else slice(None) for n in grid.shape)
+        return grid.image(determinant[middle])
 
     def monitor(
         self, roi: sitk.Image, times: Iterable[float], series: Series | None = None, name: str = "roi"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from stnerp.errors import InputError
@@ -276,7 +277,7 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
         if not levels:
             raise InputError(f"levels: give at least one level {LEVEL}")
         changes = {**changes, "levels": levels}
-    changed = replace(settings, **changes)
+    changed = _plain(replace(settings, **changes))
     _check(changed)
     return changed
 
@@ -312,6 +313,20 @@ POSITIVE = (
     "detail_mm",
     "detail_step_mm",
 )
+
+
+def _plain(settings: Any) -> Any:
+    """The same with Python's own numbers, NumPy's else; whole ones where they must be: 4.0 squarings are 4."""
+    numbers: dict[str, Any] = {}
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if name == "levels":
+            numbers[name] = tuple(_plain(level) for level in value)
+        elif not isinstance(value, bool) and isinstance(value, Real):
+            number = float(value)
+            whole = isinstance(value, Integral) or (int in (hint, *get_args(hint)) and number.is_integer())
+            numbers[name] = int(number) if whole else number
+    return replace(settings, **numbers)
 
 
 def _check(settings: RefNetSettings | DefNetSettings | Level, within: str = "") -> None:

@@ -21,7 +21,7 @@ import torch
 
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid, index_points
-from stnerp.io.dicom import dicom_series, read_dicom_series
+from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series
 from stnerp.io.image import ImageLike, as_image, as_images, to_labels
 from stnerp.io.landmarks import read_landmarks
 from stnerp.window import Window
@@ -188,11 +188,18 @@ def _load_images(
         if len(images) == 1:
             return _load_images(images[0], spacing_mm)
         names = _names(images)
-        loaded = [_named(as_image, image, name, spacing_mm) for image, name in zip(images, names, strict=True)]
+        scans = [_one_series(image) for image in images]
+        read = [
+            image if scan is None else read_dicom_series(scan) for image, scan in zip(images, scans, strict=True)
+        ]
+        loaded = [_named(as_image, image, name, spacing_mm) for image, name in zip(read, names, strict=True)]
+        _warn_of_others([scan for scan in scans if scan is not None])
         return loaded, names, None, None
     if isinstance(images, str | os.PathLike):
         if os.path.isdir(images):
             found = dicom_series(images)
+            logger.info("%s: %d series, in this order: %s", images, len(found), _described(found))
+            _warn_of_others(found)
             loaded = [_named(as_image, read_dicom_series(one), one.description, None) for one in found]
             return loaded, [one.description for one in found], None, None
         volumes, times, unit = as_images(images)
@@ -200,6 +207,32 @@ def _load_images(
         return volumes, [f"{name}[{i}]" for i in range(len(volumes))], times, unit
     volumes, times, unit = as_images(images, spacing_mm)
     return volumes, [f"image {i}" for i in range(len(volumes))], times, unit
+
+
+def _one_series(image: Any) -> DicomSeries | None:
+    """The series of a folder that holds one."""
+    found = dicom_series(image) if isinstance(image, str | os.PathLike) and os.path.isdir(image) else []
+    return found[0] if len(found) == 1 else None
+
+
+def _warn_of_others(scans: Sequence[DicomSeries]) -> None:
+    """Say what several DICOM series have in them that is hardly of one series of one patient."""
+    ids = {scan.patient_id for scan in scans}
+    if len(ids) > 1:
+        logger.warning("images: have %d different patient IDs; are they of one person?", len(ids))
+    modalities = sorted({scan.slices[0].modality for scan in scans})
+    if len(modalities) > 1:
+        logger.warning("images: are of several modalities, %s; name those of one", ", ".join(modalities))
+    devices = {scan.device for scan in scans}
+    if len(devices) > 1:
+        logger.warning("images: are of %d devices; is a cone beam CT among them?", len(devices))
+    without = [scan for scan in scans if scan.phase is None]
+    if 0 < len(without) < len(scans):
+        logger.warning("images: %s have no phase as the others have; are they averages?", _described(without))
+
+
+def _described(scans: Sequence[DicomSeries]) -> str:
+    return ", ".join(f"'{scan.description}'" for scan in scans)
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
@@ -307,6 +340,8 @@ def _corners() -> np.ndarray:
 def _check_times(
     times: Sequence[float] | np.ndarray, names: Sequence[str], period: float | None
 ) -> tuple[float, ...]:
+    if isinstance(times, np.ndarray) and times.dtype.kind in "mM":
+        raise InputError("times: are dates; give days, (times - times[0]) / np.timedelta64(1, 'D')")
     try:
         values = tuple(float(time) for time in times)
     except (TypeError, ValueError, OverflowError):
@@ -323,11 +358,22 @@ def _check_times(
                 f"times: {after:g} ({names[i + 1]}) comes after {before:g} ({names[i]}); "
                 "sort the images and their times together"
             )
+    if all(map(_is_date, values)):
+        raise InputError(
+            f"times: {values[0]:.0f} and the others are dates, which don't count days evenly; give the days since "
+            "the first: datetime.strptime(date, '%Y%m%d').toordinal() counts them"
+        )
     if period is not None:
         _check_period(values, names, period)
     elif len(values) > 2:
         _warn_of_uneven(values)
     return values
+
+
+def _is_date(time: float) -> bool:
+    """Whether it is a day written as DICOM does, 20240131."""
+    year, month, day = int(time) // 10_000, int(time) // 100 % 100, int(time) % 100
+    return time == int(time) and 1900 <= year < 2200 and 1 <= month <= 12 and 1 <= day <= 31
 
 
 def _warn_of_uneven(times: tuple[float, ...]) -> None:

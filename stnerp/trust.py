@@ -388,6 +388,8 @@ class _Judge:
         apart_mm = uncertainty_at(self.model, self.fits, there_mm, t)
         p95_mm = float(np.percentile(apart_mm, 95))
         measures = {"uncertainty_mean_mm": float(apart_mm.mean()), "uncertainty_p95_mm": p95_mm}
+        if np.isnan(p95_mm):
+            return measures, ["no other fit has seen this scan, so that nothing is known of how far off it may be"]
         if not p95_mm > self.limits.uncertainty_mm:
             return measures, []
         return measures, [

@@ -80,6 +80,18 @@ def test_a_slab_thinner_than_four_coarse_voxels(kind: str, capfd: pytest.Capture
     assert not capfd.readouterr().err  # ITK would warn of every step that leaves the slab
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.02])
+def test_something_small_is_placed_as_well(scale: float) -> None:
+    """A mouse, an embryo: the same in a tenth and a fiftieth of the length, to the same share of it."""
+    box = Grid(BOX.size, (5 * scale,) * 3, (-75 * scale, -70 * scale, -65 * scale))
+    smaller = np.diag([scale, scale, scale, 1.0])
+    true = smaller @ RIGID @ np.linalg.inv(smaller)
+    images = [box.image(sitk.GetArrayFromImage(blobs(BOX, matrix))) for matrix in (np.eye(4), RIGID)]
+    found = np.linalg.inv(smaller) @ affine_between(*images, "rigid") @ smaller
+    assert error_mm(np.linalg.inv(smaller) @ true @ smaller, RIGID) < 1e-9
+    assert error_mm(found, RIGID) < 0.5
+
+
 def test_rigid_keeps_lengths() -> None:
     found = affine_between(blobs(BOX, np.eye(4)), blobs(BOX, AFFINE), "rigid")
     assert np.abs(found[:3, :3] @ found[:3, :3].T - np.eye(3)).max() < 1e-9

@@ -264,6 +264,21 @@ def test_jacobian_is_that_of_small_steps(oblique_grid: Grid) -> None:
     assert np.abs(mine[3:8, 4:12, 5:15] - exact).mean() < 0.05
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_jacobian_of_a_slice_is_that_of_the_volume(oblique_grid: Grid, axis: int) -> None:
+    """Its neighbours are looked at, too: alone, nothing would change across it."""
+    found, t = make(Swirl(oblique_grid), affines()), 2.0
+    volume = found.jacobian(t)
+    index, size = [0, 0, 0], list(volume.GetSize())
+    index[axis], size[axis] = size[axis] // 2, 1
+    slice_ = sitk.RegionOfInterest(volume, size, index)
+    found_there = sitk.GetArrayFromImage(found.jacobian(t, slice_))
+    within = (slice(1, -1) if n > 1 else slice(None) for n in found_there.shape)  # borders are one-sided in both
+    expected = sitk.GetArrayFromImage(slice_)
+    assert expected.std() > 0.01
+    assert np.abs(found_there - expected)[tuple(within)].max() < 1e-9
+
+
 # -- inverse
 
 

@@ -132,6 +132,25 @@ def test_voxels_are_never_finer_than_the_scan_s() -> None:
     assert Level(2.0, None, 1).voxels(CT, refine=2).spacing_mm == pytest.approx((1.0, 1.0, 1.25), rel=0.01)
 
 
+def test_numbers_of_numpy_and_whole_ones_with_a_point_are_numbers() -> None:
+    given = {"squarings": np.int64(4), "noise": np.float32(0.5), "width": 128.0, "contours": 2}
+    levels = [(np.float64(8.0), 12, 60.0)]
+    settings = with_changes(DefNetSettings(), {**given, "levels": levels})
+    assert (settings.squarings, settings.noise, settings.width, settings.contours) == (4, 0.5, 128, 2)
+    assert [type(getattr(settings, name)) for name in given] == [int, float, int, int]
+    assert [type(value) for value in asdict(settings.levels[0]).values()] == [
+        float,
+        int,
+        int,
+        type(None),
+        type(None),
+    ]
+    with pytest.raises(InputError, match=r"squarings: 4\.5 must be a whole number"):
+        with_changes(DefNetSettings(), {"squarings": 4.5})
+    with pytest.raises(InputError, match="squarings: True must be a number"):
+        with_changes(DefNetSettings(), {"squarings": True})
+
+
 def test_gaussians_of_a_level() -> None:
     coarse = Grid((41, 31, 21), (2.5, 2.5, 2.5))
     # Half a voxel of the level, less what the scan's voxels have blurred: √(2² − 1²) / 2, nothing of coarser ones.

@@ -125,6 +125,43 @@ def test_dicom_folders(tmp_path):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(one), sitk.GetArrayFromImage(same))
 
 
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(
+    ("of_one", "says"),
+    [
+        ({"PatientID": "another"}, "2 different patient IDs"),
+        ({"Modality": "PT"}, "several modalities, CT, PT"),
+        ({"ManufacturerModelName": "kV imaging"}, "2 devices; is a cone beam CT among them"),
+        ({"SeriesDescription": "Average"}, "'Average' have no phase"),
+        ({}, ""),
+    ],
+)
+def test_what_is_hardly_of_one_series_is_told(listed, of_one, says, tmp_path, caplog):
+    for i in range(4):
+        stored = np.random.default_rng(i).integers(0, 2000, GRID.shape)
+        tags = {"SeriesDescription": f"Gated, {20 * i}%", "PatientID": "one", **(of_one if i == 3 else {})}
+        write_dicom(tmp_path / f"s{i}", GRID, stored, f"1.2.3.{i}", **tags)
+    load_series([tmp_path / f"s{i}" for i in range(4)] if listed else tmp_path)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (1 if says else 0)
+    assert all(says in message for message in told)
+    assert "another" not in caplog.text  # who it is
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        (20240115, 20240130, 20240201),
+        ("20240115", "20240130", "20240201"),
+        np.array(["2024-01-15", "2024-01-30", "2024-02-01"], "datetime64[ns]"),
+    ],
+)
+def test_dates_do_not_count_days(times):
+    """From 30 January to 1 February it is two days, and not 71."""
+    with pytest.raises(InputError, match=r"times: .* dates"):
+        load_series(three(), times)
+
+
 def test_times_of_a_4d_file_hold_unless_others_are_given(tmp_path):
     array = np.random.default_rng(0).normal(size=(6, 7, 8, 3)).astype(np.float32)
     four = nib.Nifti1Image(array, np.eye(4))

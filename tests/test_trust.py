@@ -96,6 +96,14 @@ def test_times_without_a_scan() -> None:
     assert said(verdicts(known(), slow, [0.5])[0], "t = 1, next to this time, is in doubt")
 
 
+def test_what_no_other_fit_has_seen_is_told() -> None:
+    """Without a word, an uncertainty that isn't known would pass as a small one."""
+    scans = load_series([blobs(), blobs(), blobs()], [0, 1, 2], window=(0, 1))
+    model, unaware, aware = known((0, 1, 2)), known((0, 2)), known((0, 1, 2))
+    assert said(verdicts(model, scans, [1], fits=[unaware])[0], "no other fit has seen this scan")
+    assert verdicts(model, scans, [1], fits=[unaware, aware])[0].ok
+
+
 def test_tissue_that_no_tissue_is() -> None:
     series = load_series([blobs(), blobs()], [0, 1], window=(0, 1))
     # e^(3 · 0.6) = 6: beyond fivefold.

@@ -147,7 +147,14 @@ def cohort_files(folder: str | Path) -> list[list[tuple[Path, Path | None]]]:
     root = Path(folder)
     patients = []
     for patient in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
-        files = {path.name.split(".")[0]: path for path in sorted(patient.glob("[!.]*")) if path.is_file()}
+        images = [
+            path
+            for path in sorted(patient.glob("[!.]*"))
+            if path.is_file() and path.suffix not in (".raw", ".zraw", ".img")  # the voxels of a header beside
+        ]
+        files = {path.name.removesuffix(".gz").rsplit(".", 1)[0]: path for path in images}
+        if len(files) < len(images):
+            raise InputError(f"{patient}: has two images of one name; give each a name of its own")
         scans = [name for name in files if not name.endswith("_mask")]
         if len(scans) < 2:
             raise InputError(f"{patient}: {len(scans)} images; a patient of the cohort needs two or more")
