@@ -79,7 +79,6 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
     series, scan = patient.series, patient.series.images[index]
     grid = Grid.of(scan)
     registration = answers.registration(index, grid)
-    copy = None if answers.copy_of is None else answers.copy_of(index)
     shown = None
     if answers.image is not None:
         shown = answers.image(index, grid)
@@ -91,14 +90,14 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
         covered = sitk.GetArrayFromImage(registration.warp(shows, outside=0.0)) > 0.5
     elif shown is not None and answers.drawn_from is not None:
         covered = all_reach([series.images[i] for i in answers.drawn_from(index)], scan)
-    copied = copy is not None and shown is not None
+    copy = None if answers.copy_of is None or shown is None else answers.copy_of(index)
     labels = seen = None
-    if copied and (mask := series.masks[copy]) is not None:
+    if copy is not None and (mask := series.masks[copy]) is not None:
         labels, seen = (resampled_labels(m, scan) for m in (mask, everywhere(series.images[copy])))
     elif registration is not None and (mask := series.masks[series.reference]) is not None:
         labels, seen = (registration.propagate(m) for m in (mask, everywhere(series.reference_image)))
-    landmarks_of = series.reference if copy is None or not copied else copy
-    return Answer(shown, covered, registration, labels, seen, landmarks_of, copied)
+    landmarks_of = series.reference if copy is None else copy
+    return Answer(shown, covered, registration, labels, seen, landmarks_of, copied=copy is not None)
 
 
 def score(patient: PatientData, given: Answer, index: int) -> Row:
@@ -116,7 +115,7 @@ def score(patient: PatientData, given: Answer, index: int) -> Row:
     if given.labels is not None:
         row |= contour_scores(patient, index, given.labels, given.seen)
     if given.registration is not None:
-        row |= folding(jacobian_by_slabs(given.registration.displacement))
+        row |= folding_of(given.registration.displacement)
     return row
 
 
@@ -155,13 +154,6 @@ def summary_of_errors(errors_mm: np.ndarray) -> Row:
     }
 
 
-def jacobian_by_slabs(displacement: sitk.Image, thickness: int = 16) -> np.ndarray:
-    """`jacobian_determinant` some slices at a time: at once it takes several times the memory of the field."""
-    field, grid = sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)
-    x, y, slices = grid.size
-    parts = []
-    for first in range(0, slices, thickness):
-        low, high = max(first - 1, 0), min(first + thickness + 1, slices)  # with a neighbour on each side
-        slab = Grid((x, y, high - low), grid.spacing_mm, grid.origin_mm, grid.direction)
-        parts.append(jacobian_determinant(field[low:high], slab)[first - low :][:thickness])
-    return np.concatenate(parts)
+def folding_of(displacement: sitk.Image) -> Row:
+    """`folding` of a displacement's Jacobian."""
+    return folding(jacobian_determinant(sitk.GetArrayViewFromImage(displacement), Grid.of(displacement)))

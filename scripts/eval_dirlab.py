@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from answers import jacobian_by_slabs, summary_of_errors
+from answers import folding_of, summary_of_errors
 from configuration import DictConfig, hydra
 from dirlab_data import case_of, known_reference_mm, section_of
 from dirlab_table import sorted_records, write_tables
@@ -34,7 +34,7 @@ from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align
 from stnerp.io.dirlab import DirLabCase
 from stnerp.lungs import body_of, lungs_of
-from stnerp.metrics import dice, folding, surface_distances_mm, tre_mm, tre_summary
+from stnerp.metrics import dice, surface_distances_mm, tre_mm, tre_summary
 from stnerp.window import Window
 
 INHALED, EXHALED = 0, 50  # phases T00 and T50
@@ -158,7 +158,7 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
         **tre_summary(predicted_mm, pair.reference_mm, grid),
         **({} if pair.known_mm is None else errors_of_motion(predicted_mm, pair.known_mm)),
         **(meeting_of_lungs(found, *pair.lungs) if pair.lungs else {}),
-        **folding(jacobian_by_slabs(found.displacement)),
+        **folding_of(found.displacement),
         "seconds": seconds,
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
         "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),

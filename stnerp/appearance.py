@@ -211,7 +211,9 @@ def fit_flow(
             until += level.iterations
             if state.step >= until:
                 continue  # done before the fit was interrupted
-            moving = [_moving(series, i, alignments, level, settings, where) for i in range(len(series))]
+            moving, reached = zip(
+                *[_moving(series, i, alignments, level, settings, where) for i in range(len(series))], strict=True
+            )
             voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
             sigma = level.smoothing(series.grid, settings.smoothing)
             for step in fit.steps(until):
@@ -232,8 +234,13 @@ def fit_flow(
                         )
                         for i, sign in ((gap, -1), (gap + 1, 1))
                     ]
+                    both = _both(reached[gap], reached[(gap + 1) % len(series)])
                     agreement = losses.LocalNCC(
-                        moved[0], voxels.spacing_mm, settings.window_mm, noise=settings.noise
+                        moved[0],
+                        voxels.spacing_mm,
+                        settings.window_mm,
+                        None if both is None else both[:, :, slab],
+                        settings.noise,
                     )
                     loss = agreement(moved[1]) + settings.diffusion * losses.diffusion(
                         leaf[gap : gap + 1], lattice.spacing_mm
@@ -272,10 +279,13 @@ def _moving(
     level: Level,
     settings: DefNetSettings,
     device: torch.device,
-) -> torch.Tensor:
-    """An image of the series on the pre-aligned reference, at twice the level's resolution."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An image of the series on the pre-aligned reference, at twice the level's resolution, (1, 1, z, y, x).
+
+    And which of the level's voxels it reaches; None: all.
+    """
     image, grid = series.images[index], series.grid
-    values, _ = on_grid(
+    values, covered = on_grid(
         normalised(image, series.window),
         Grid.of(image),
         level.voxels(grid, refine=2),
@@ -283,7 +293,18 @@ def _moving(
         level.aliasing_sigma_mm(grid, Grid.of(image)),
         device,
     )
-    return torch.from_numpy(values).to(device, torch.float32)[None, None]
+    fine = torch.from_numpy(values).to(device, torch.float32)[None, None]
+    if covered.all():
+        return fine, None
+    shares = torch.from_numpy(covered).to(device, torch.float32)[None, None]
+    shape = level.voxels(grid).shape
+    shares = torch.nn.functional.interpolate(shares, shape, mode="trilinear", align_corners=True)
+    return fine, (shares > 0.99).float()
+
+
+def _both(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    """Where two images have something to compare, before they are moved; None: everywhere."""
+    return b if a is None else a if b is None else a * b
 
 
 def _to_int16(image: np.ndarray) -> np.ndarray:

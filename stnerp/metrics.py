@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from skimage.metrics import structural_similarity
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, slab_slices
 
 SSIM_WINDOW = 7
 
@@ -230,18 +230,13 @@ def jacobian_determinant(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:
     displacement_mm = np.asarray(displacement_mm)
     if displacement_mm.shape != (*grid.shape, 3):
         raise InputError(f"displacement: shape {displacement_mm.shape} does not fit the grid's {(*grid.shape, 3)}")
-    # With s in mm along the grid's axes: det ∂φ/∂p = det ∂φ/∂s / det ∂p/∂s, and ∂φ/∂s = ∂p/∂s + ∂u/∂s.
-    dp_ds = grid.vectors_to_world(np.eye(3))
-    dφ_ds = []
-    for axis in range(3):
-        column = np.zeros(displacement_mm.shape, np.result_type(displacement_mm, np.float32))
-        if grid.size[axis] > 1:
-            column += np.gradient(displacement_mm, grid.spacing_mm[axis], axis=2 - axis)
-        column += dp_ds[axis].astype(column.dtype)
-        dφ_ds.append(column)
-    x, y, z = dφ_ds
-    determinant = np.einsum("...i,...i->...", x, np.cross(y, z))
-    return determinant / determinant.dtype.type(np.linalg.det(dp_ds))
+    determinant = np.empty(grid.shape, np.result_type(displacement_mm, np.float32))
+    # By slabs, each with a neighbour on either side: at once it takes ten times the memory of its result.
+    for part in slab_slices(grid.shape):
+        first = max(part.start - 1, 0)
+        found = _determinant(displacement_mm[first : part.stop + 1], grid)
+        determinant[part] = found[part.start - first :][: part.stop - part.start]
+    return determinant
 
 
 def folding(jacobian: np.ndarray) -> dict[str, float]:
@@ -269,6 +264,22 @@ def folding(jacobian: np.ndarray) -> dict[str, float]:
 
 
 # -- parts of the above
+
+
+def _determinant(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:
+    """`jacobian_determinant` of some slices of a grid, their ends as borders."""
+    # With s in mm along the grid's axes: det ∂φ/∂p = det ∂φ/∂s / det ∂p/∂s, and ∂φ/∂s = ∂p/∂s + ∂u/∂s.
+    dp_ds = grid.vectors_to_world(np.eye(3))
+    dφ_ds = []
+    for axis in range(3):
+        column = np.zeros(displacement_mm.shape, np.result_type(displacement_mm, np.float32))
+        if displacement_mm.shape[2 - axis] > 1:
+            column += np.gradient(displacement_mm, grid.spacing_mm[axis], axis=2 - axis)
+        column += dp_ds[axis].astype(column.dtype)
+        dφ_ds.append(column)
+    x, y, z = dφ_ds
+    determinant = np.einsum("...i,...i->...", x, np.cross(y, z))
+    return np.asarray(determinant / determinant.dtype.type(np.linalg.det(dp_ds)))
 
 
 def _check_shapes(image: np.ndarray, reference: np.ndarray, mask: np.ndarray | None) -> None:

@@ -133,6 +133,18 @@ def test_where_one_neighbour_ends_the_other_is_shown(flow: NeighbourFlow) -> Non
     assert not partly.read(outside, 0.5)[1].any()
 
 
+def test_where_an_image_ends_nothing_seems_to_move() -> None:
+    """A still ball whose second image ends at its middle: beyond, it shows its last plane again and again."""
+    half = blob(1.5)[:15]
+    still = load_series([blob(1.5), half], times=[0, 1], window=(0, 100))
+    found = fit_flow(still, np.stack([np.eye(4)] * 2), settings=SMALL, progress=False)
+    shape = (12, 10, 10)
+    velocity_mm = found.net.lattice_velocity(shape, [0.5])
+    assert velocity_mm.shape == (1, 3, *shape)
+    # In a unit of time, of a ball of 8 mm; with what seems to lie beyond it would be 20 mm.
+    assert float(velocity_mm.detach().norm(dim=1).max()) < 0.3
+
+
 def test_saved_and_loaded(model: STNeRP, tmp_path: Path) -> None:
     loaded = STNeRP.load(model.save(tmp_path / "model.pt"))
     a, b = (sitk.GetArrayFromImage(m.image(2, appearance="blend")) for m in (model, loaded))

@@ -20,7 +20,6 @@ from test_scripts import run as run_script
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
 from stnerp.io.dirlab import GRIDS, WEBSITE, dirlab_case, dirlab_grid, write_case
-from stnerp.metrics import jacobian_determinant
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SCALE = 0.1  # 10 mm voxels, a handful of steps: what comes out is no good, but it comes out in a second
@@ -289,15 +288,6 @@ def test_a_wrong_stand_in_says_so(
 ) -> None:
     data = on_stand_ins(tmp_path / "stand_ins")
     assert says in refused(capsys, tmp_path, *data, argument, "cases=[1]", "methods=[no_motion]")
-
-
-@pytest.mark.parametrize("slices", [1, 2, 15, 16, 17, 33, 40])
-def test_jacobians_by_slabs_are_the_jacobians(slices: int) -> None:
-    script = importlib.import_module("eval_dirlab")
-    grid = dirlab_grid((6, 5, slices), (0.9, 1.3, 2.5))
-    field = np.random.default_rng(0).normal(size=(*grid.shape, 3))
-    expected = jacobian_determinant(field, grid)
-    assert np.array_equal(script.jacobian_by_slabs(grid.image(field)), expected)
 
 
 def test_every_method_has_a_label_and_a_record_is_json(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from skimage.metrics import structural_similarity
 
-from stnerp import metrics
+from stnerp import geometry, metrics
 from stnerp.errors import InputError
 from stnerp.geometry import Grid
 
@@ -323,6 +323,16 @@ def test_sd_log_jacobian_is_over_the_positive_ones():
         "jacobian_min": -3,
     }
     assert math.isnan(metrics.folding(np.array([-1.0]))["sd_log_jacobian"])
+
+
+@pytest.mark.parametrize("slices", [1, 2, 7, 8, 9, 17, 24])
+def test_jacobians_by_slabs_are_the_jacobians(slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((6, 5, slices), (0.9, 1.3, 2.5))
+    displacement_mm = np.random.default_rng(0).normal(size=(*grid.shape, 3))
+    at_once = metrics.jacobian_determinant(displacement_mm, grid)
+    monkeypatch.setattr(geometry, "SLAB_POINTS", 8 * 6 * 5)
+    assert len(geometry.slab_slices(grid.shape)) == -(-slices // 8)
+    assert np.array_equal(metrics.jacobian_determinant(displacement_mm, grid), at_once)
 
 
 def test_displacement_must_fit():
