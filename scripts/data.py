@@ -5,11 +5,14 @@ Where the truth is known, it is in the series itself: landmarks and masks of eve
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -19,7 +22,7 @@ from four_d_lung_data import PATIENT, stand_in_landmarks, write_stand_in
 
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple
-from stnerp.io.four_d_lung import breathing_series, index_4d_lung, longitudinal_series
+from stnerp.io.four_d_lung import FourDLung, breathing_series, index_4d_lung, longitudinal_series
 from stnerp.io.image import read_image, read_labels
 from stnerp.io.manifest import read_manifest
 from stnerp.motion import Breathing, Longitudinal, Sliding, world_box
@@ -37,7 +40,8 @@ class PatientData:
         series: checked images.
         label_names: of the masks' labels; those without a name are "label 7".
         contours: labels to draw.
-        seconds: how long reading and checking took; making a simulated series doesn't count.
+        seconds: how long reading and checking took; neither making a simulated series counts nor finding the
+            patient's files in a collection.
     """
 
     series: Series
@@ -61,16 +65,54 @@ def load_data(config: DictConfig) -> PatientData:
     if values["kind"] == "tcia_4d_lung_phantom":
         write_stand_in(values)
         values["patient"] = PATIENT
+    if values["kind"] in ("tcia_4d_lung", "tcia_4d_lung_phantom"):
+        values["collection"] = indexed(values["root"])
     start = time.perf_counter()
     arguments, label_names = _MAKERS[values["kind"]](values)
+    seconds = 0.0 if values["kind"] in ("phantom", "simulated") else time.perf_counter() - start
     if values["kind"] == "tcia_4d_lung_phantom":
         arguments["landmarks"] = stand_in_landmarks(values, arguments["times"])
-    if values["kind"] in ("phantom", "simulated"):
-        start = time.perf_counter()
+    start = time.perf_counter()
     series = load_series(**arguments)
-    seconds = time.perf_counter() - start
+    seconds += time.perf_counter() - start
     names = _label_names(label_names, series)
     return PatientData(series, names, _contours(values, names), seconds)
+
+
+def named_files(config: DictConfig) -> dict[str, Any]:
+    """Arguments of `load_series` of a `data` section that names a patient's files, none of which is read.
+
+    Raises:
+        InputError: a section of another kind, or as `read_manifest`.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if values.get("kind") not in ("files", "manifest"):
+        raise InputError(f"data.kind: {values.get('kind')!r} names no files of images")
+    return _MAKERS[values["kind"]](values)[0]
+
+
+def indexed(root: str) -> FourDLung:
+    """`index_4d_lung` of a folder, which takes minutes for all patients: once, as long as no file changes."""
+    return _indexed(root, os.path.realpath(root), _stamp(root))
+
+
+@lru_cache(maxsize=2)
+def _indexed(root: str, place: str, stamp: str) -> FourDLung:
+    return index_4d_lung(root)
+
+
+def _stamp(root: str) -> str:
+    """Another one once a file below a folder is written, moved or removed."""
+    digest = hashlib.blake2b()
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                about = os.stat(path)
+            except OSError:  # a link to nowhere
+                continue
+            digest.update(f"{path}|{about.st_size}|{about.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _from_files(values: dict[str, Any]) -> Loaded:
@@ -93,7 +135,7 @@ def _from_manifest(values: dict[str, Any]) -> Loaded:
 
 def _from_4d_lung(values: dict[str, Any]) -> Loaded:
     """A 4D CT of a patient, or one phase of all of them."""
-    collection, patient = index_4d_lung(values["root"]), str(values["patient"])
+    collection, patient = values["collection"], str(values["patient"])
     rois = values["rois"] or []
     if values["series"] == "breathing":
         arguments = breathing_series(collection, patient, values["date"], rois)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, measured_range, times_of
-from propagate_rtstruct import wanted_rois
+from fitted_run import NEEDS, is_structure_set, measured_range, times_of
+from propagate_rtstruct import check_inside, wanted_rois
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, MissingDependencyError, STNeRP
@@ -25,6 +25,7 @@ from stnerp.geometry import Grid
 from stnerp.io.image import read_image, read_labels
 from stnerp.io.nifti_4d import VoxelType, write_nifti_4d
 from stnerp.io.rtstruct import Roi, read_rtstruct
+from stnerp.monitor import check_roi
 from stnerp.window import Window
 
 WRITES = ("series.*", "roi.*", "film.*")
@@ -42,7 +43,7 @@ def main(config: DictConfig) -> None:
         model = STNeRP.load(out / "model.pt", config.device)
         times = evenly(model, config.frames) if config.times is None else sorted(times_of(config))
         grid, dtype = grid_of(model, config.grid), voxel_type(model, config.dtype)
-        labels, rois = roi_of(config)
+        labels, rois = roi_of(config, model.grid)
         folder.mkdir(exist_ok=True)
         film(config, model, times, labels, rois, folder)  # first: it takes seconds, and finds mistakes
         common = {"time_unit": model.time_unit, "overwrite": config.overwrite}
@@ -81,13 +82,22 @@ def voxel_type(model: STNeRP, given: str) -> VoxelType:
     return given  # type: ignore[return-value]
 
 
-def roi_of(config: DictConfig) -> tuple[sitk.Image | None, list[Roi]]:
+def roi_of(config: DictConfig, reference: Grid) -> tuple[sitk.Image | None, list[Roi]]:
     """Labels, or the ROIs of a structure set, or neither."""
     if config.roi is None:
         return None, []
-    if str(config.roi).lower().endswith(".dcm"):
-        return None, [roi for roi in wanted_rois(read_rtstruct(config.roi), plain(config.rois)) if roi.contours]
-    return read_labels(str(config.roi)), []
+    path = Path(str(config.roi))
+    if path.suffix.lower() == ".dcm" or is_structure_set(path):
+        rois = [roi for roi in wanted_rois(read_rtstruct(path), plain(config.rois)) if roi.contours]
+        if not rois:
+            raise InputError(
+                f"{path}: only single points are drawn, which no film shows; choose others with rois="
+            )
+        check_inside(rois, reference, str(path))
+        return None, rois
+    labels = read_labels(path)
+    check_roi(labels, reference, str(path))
+    return labels, []
 
 
 def beside(path: Path) -> list[Path]:
@@ -133,8 +143,6 @@ def carried_masks(
     if labels is not None:
         array = sitk.GetArrayViewFromImage(labels)
         known = [int(label) for label in np.unique(array) if label != 0]
-        if not known:
-            raise InputError("roi: is empty; draw the ROI, or leave it out")
         middle_mm = Grid.of(labels).index_to_world(np.argwhere(array)[:, ::-1].mean(0))
 
         def of_labels(t: float, plane: Grid) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """python scripts/figures.py out=runs/table3
 
-The paper's figures from what an eval_*.py left in a run directory, without a fit: metrics.csv, results/ and
-pictures/. Whatever is there is drawn, into figures/:
+The paper's figures from what eval_4dct_interpolation.py or an eval_longitudinal_*.py left in a run directory,
+without a fit: metrics.csv, results/ and pictures/. Whatever is there is drawn, into figures/:
 
 - along_series-*.png: PSNR and SSIM of every image of a case, the one left out marked (Figure 4)
 - slices-*.png: reference, reference as Ref-Net draws it, target, prediction, deformation (Figures 5 and 6)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,62 @@ from stnerp.report import bgr, new_figure, save_figure
 PANEL_INCH = 1.5
 STEM = re.compile(r"case(?P<case>\d+)-(?:without(?P<without>\d+)|(?P<pair>(?:long|short)\d+to\d+))-(?P<rest>.+)")
 NAMES = {**PAIR_LABELS, **LABELS}
+# Whose output is drawn.
+DRAWN = (
+    "eval_4dct_interpolation.py",
+    "eval_longitudinal_interpolation.py",
+    "eval_longitudinal_ablation.py",
+    "eval_longitudinal_registration.py",
+)
+Draws = Callable[[Path, Sequence[Mapping[str, str]], Sequence[Path]], list[Path]]
 Panel = tuple[np.ndarray, np.ndarray | None]  # grey or RGB, and a mask to draw over it
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="figures")
 def main(config: DictConfig) -> None:
-    with run_directory(config, "figures", ("figures/*.png",), {"metrics.csv": "run an eval_*.py first"}) as out:
+    with run_directory(
+        config, "figures", ("figures/*.png",), {"metrics.csv": f"run one of {', '.join(DRAWN)} first"}
+    ) as out:
         with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         methods = None if config.methods is None else list(config.methods)
+        draw_all = figures_of(rows, out)
         chosen = [row for row in rows if methods is None or row["method"] in methods]
         files = [path for path in sorted((out / "pictures").glob("*.npz")) if kept(path, methods)]
         if not chosen:
             raise InputError(f"methods: {out / 'metrics.csv'} has none of {methods}")
-        folder = out / "figures"
-        if "held_out" in rows[0]:
-            wrote(*along_series(folder, chosen), *slices_figures(folder, files), *contour_figures(folder, files))
-        else:
-            wrote(*dice_boxes(folder, chosen), *method_figures(folder, files, scores_of(out / "results")))
+        written = draw_all(out, chosen, files)
+        if not written:
+            raise InputError(
+                f"{out}: nothing to draw, metrics.csv has no Dice and pictures/ no slices of these methods"
+            )
+        wrote(*written)
+
+
+def figures_of(rows: Sequence[Mapping[str, str]], out: Path) -> Draws:
+    """What draws such rows of metrics.csv.
+
+    Raises:
+        InputError: rows of a script whose output isn't drawn here.
+    """
+    columns = set(rows[0]) if rows else set()
+    if {"case", "held_out", "method"} <= columns:
+        return series_figures
+    if {"case", "scheme", "method"} <= columns:
+        return pair_figures
+    raise InputError(
+        f"{out / 'metrics.csv'}: isn't of {', '.join(DRAWN[:-1])} or {DRAWN[-1]}, whose output is drawn here"
+    )
+
+
+def series_figures(out: Path, rows: Sequence[Mapping[str, str]], files: Sequence[Path]) -> list[Path]:
+    folder = out / "figures"
+    return [*along_series(folder, rows), *slices_figures(folder, files), *contour_figures(folder, files)]
+
+
+def pair_figures(out: Path, rows: Sequence[Mapping[str, str]], files: Sequence[Path]) -> list[Path]:
+    folder = out / "figures"
+    return [*dice_boxes(folder, rows), *method_figures(folder, files, scores_of(out / "results"))]
 
 
 def kept(path: Path, methods: Sequence[str] | None) -> bool:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf
-from data import load_data
+from data import load_data, named_files
 
 from stnerp import InputError, Series, STNeRP
+from stnerp.io.dicom import DicomSeries, dicom_series, series_grid
+from stnerp.io.image import read_labels
+from stnerp.io.rtstruct import rtstruct_contents
+from stnerp.series import natural_order
 
 NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 
@@ -48,10 +58,91 @@ def fitted_series(out: Path, model: STNeRP) -> Series:
     Raises:
         InputError: no config, scans that can't be read any more, or others than the model's.
     """
-    saved = next((path for path in (out / "train_def.yaml", out / "config.yaml") if path.is_file()), None)
-    if saved is None:
-        raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the model's scans")
+    saved = saved_config(out)
     series = load_data(OmegaConf.load(saved).data).series
     if set(model.times) <= set(series.times) and series.grid.is_close(model.grid):
         return series.subset(series.times.index(t) for t in model.times)
     raise InputError(f"{saved}: names other scans than those of model.pt; run train_def.py again")
+
+
+def saved_config(out: Path) -> Path:
+    """The config of the fit in a run directory; InputError where it is gone."""
+    saved = next((path for path in (out / "train_def.yaml", out / "config.yaml") if path.is_file()), None)
+    if saved is None:
+        raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the model's scans")
+    return saved
+
+
+@dataclass(frozen=True)
+class FittedScan:
+    """A DICOM series that a model was fitted to, and when it was taken, in the model's unit."""
+
+    time: float
+    series: DicomSeries
+
+
+def fitted_scans(out: Path, model: STNeRP) -> list[FittedScan]:
+    """The DICOM series that the model in a run directory was fitted to, in order of time, by headers alone.
+
+    Raises:
+        InputError: no config; scans that are no DICOM series or can't be read any more; others than the model's.
+    """
+    saved = saved_config(out)
+    section = OmegaConf.select(OmegaConf.load(saved), "data")
+    if not OmegaConf.is_dict(section):
+        raise InputError(f"{saved}: has no section data, which names the model's scans")
+    arguments = named_files(section)
+    found = _dicom_of(arguments.get("images"), saved)
+    times = _times_of(arguments.get("times"), len(found))
+    reference = arguments.get("reference") or 0
+    if len(times) != len(found) or not set(model.times) <= set(times) or reference >= len(found):
+        raise InputError(f"{saved}: names other scans than those of model.pt")
+    scans = [FittedScan(t, one) for t, one in zip(times, found, strict=True) if t in model.times]
+    if times[reference] != model.reference_time or not series_grid(found[reference]).is_close(model.grid):
+        raise InputError(f"{saved}: names another reference than that of model.pt")
+    return scans
+
+
+def _times_of(given: Any, count: int) -> list[float]:
+    try:
+        return [float(t) for t in (range(count) if given is None else given)]
+    except (TypeError, ValueError):
+        return []
+
+
+def _dicom_of(images: Any, saved: Path) -> list[DicomSeries]:
+    """The series that `images` of `load_series` names, if all are DICOM."""
+    if isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images):
+        images = sorted(glob.glob(images, recursive=True), key=natural_order)
+    if isinstance(images, Sequence) and not isinstance(images, str) and len(images) == 1:
+        images = images[0]
+    one_folder = isinstance(images, str | os.PathLike)
+    folders = [images] if one_folder else list(images or [])
+    if not folders or not all(isinstance(one, str | os.PathLike) and os.path.isdir(one) for one in folders):
+        raise InputError(f"{saved}: the model's scans are no DICOM folders, or not where they were")
+    found = [dicom_series(folder) for folder in folders]
+    if not one_folder and any(len(series) > 1 for series in found):
+        raise InputError(f"{saved}: a folder of the model's scans holds several DICOM series by now")
+    return [one for series in found for one in series]
+
+
+def is_structure_set(path: Path) -> bool:
+    """Whether a file is a DICOM RT structure set, whatever its name."""
+    try:
+        rtstruct_contents(path)
+    except InputError:
+        return False
+    return True
+
+
+def read_label_roi(path: Path) -> sitk.Image:
+    """A region of interest as a label image.
+
+    Raises:
+        InputError: as `read_labels`, or a structure set.
+    """
+    if is_structure_set(path):
+        raise InputError(
+            f"{path}: is a DICOM RT structure set, where a label image is wanted; propagate_rtstruct.py carries it"
+        )
+    return read_labels(path)

@@ -11,11 +11,10 @@ import glob
 from pathlib import Path
 
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, evenly, fitted_series, roi_name, time_label, times_of
+from fitted_run import NEEDS, evenly, fitted_series, read_label_roi, roi_name, time_label, times_of
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, value_of, wrote
 
 from stnerp import STNeRP
-from stnerp.io.image import read_labels
 from stnerp.report import monitor_curves, text_table, write_csv
 
 PRINTED = (
@@ -32,7 +31,7 @@ def main(config: DictConfig) -> None:
         path, folder = Path(str(config.roi)), out / "monitor"
         name = roi_name(path)
         check_free(folder, [f"{glob.escape(name)}.*"], config.overwrite)
-        roi = read_labels(path)
+        roi = read_label_roi(path)
         model = STNeRP.load(out / "model.pt", config.device)
         times = list(model.times) if config.times is None else times_of(config)
         series = fitted_series(out, model) if config.scans else None

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, evenly, measured_range, roi_name, time_label, times_of
+from fitted_run import NEEDS, evenly, measured_range, read_label_roi, roi_name, time_label, times_of
 from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, value_of, wrote
 
 from stnerp import STNeRP
 from stnerp.geometry import Grid
-from stnerp.io.image import read_labels, write_image
+from stnerp.io.image import write_image
 from stnerp.monitor import around, check_roi, label_points
 from stnerp.preprocess import normalised
 from stnerp.report import overview, roi_curves, text_table, write_csv
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         check_free(
             folder, [f"{literal}_curve.*", *(f"{literal}_t{time_name(t)}.*" for t in times)], config.overwrite
         )
-        roi = read_labels(path)
+        roi = read_label_roi(path)
         model = STNeRP.load(out / "model.pt", config.device)
         check_roi(roi, model.grid, str(path))
         low, high = measured_range(model)

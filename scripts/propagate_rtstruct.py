@@ -3,20 +3,21 @@
 Carry the contours of a DICOM RT structure set, drawn on the reference scan, to the scan at time t. Writes into
 the run directory, rtstruct/: t21.dcm, a structure set of the target's series, in its slices and of its patient,
 unapproved; t21.csv, volumes and shifts; t21.png, the contours on the target. The log is propagate_rtstruct.log.
+A target that the fit hasn't seen, in a frame of reference of its own, is refused unless target_placed=true.
 Neither the log, the table nor the picture says who the patient is or, unless names=true, what the ROIs are called.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS
+from fitted_run import NEEDS, FittedScan, fitted_scans
 from PIL import Image
 from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, time_name, value_of, wrote
 
@@ -35,7 +36,7 @@ NOT_ANATOMY = {"SUPPORT", "FIXATION", "ISOCENTER", "REGISTRATION", "DOSE_MEASURE
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="propagate_rtstruct")
 def main(config: DictConfig) -> None:
     with run_directory(config, "propagate_rtstruct", (), NEEDS) as out:
-        for setting in ("names", "same_patient"):
+        for setting in ("names", "same_patient", "target_placed"):
             value_of(config, setting, bool)
         t = time_of(config)
         folder, stem = out / "rtstruct", f"t{time_name(t)}"
@@ -46,18 +47,16 @@ def main(config: DictConfig) -> None:
                 "target: has another patient's ID than the structure set; if they are the same person, "
                 "pass same_patient=false"
             )
-        if config.reference is not None:
-            check_reference(structures, one_series(str(config.reference), "reference"))
         rois = wanted_rois(structures, plain(config.rois))
         model = STNeRP.load(out / "model.pt", config.device)
+        check_places(config, out, model, structures, target)
         check_inside(rois, model.grid, structures.path)
         grid = series_grid(target)
-        carried = carried_rois(
-            rois,
-            grid,
-            lambda points: model.map_points(points, t),
-            lambda points: model.map_points(points, t, inverse=True),
-        )
+
+        def to_target(points_mm: np.ndarray) -> np.ndarray:
+            return model.map_points(points_mm, t, inverse=True)
+
+        carried = carried_rois(rois, grid, lambda points_mm: model.map_points(points_mm, t), to_target)
         if not any(roi.contours or len(roi.points) for roi in carried):
             raise InputError(f"target: no ROI reaches the scan in {target.folder}; is it the one at t = {t:g}?")
         folder.mkdir(exist_ok=True)
@@ -70,7 +69,7 @@ def main(config: DictConfig) -> None:
             source_uid=structures.uid,
             overwrite=config.overwrite,
         )
-        rows = measures(rois, carried, grid, config.names)
+        rows = measures(rois, carried, grid, outside_percents(rois, grid, to_target), config.names)
         wrote(
             folder / f"{stem}.dcm",
             write_csv(folder / f"{stem}.csv", rows),
@@ -92,6 +91,76 @@ def one_series(folder: str, name: str) -> DicomSeries:
     if len(found) > 1:
         raise InputError(f"{name}: {folder} holds {len(found)} DICOM series; give a folder with one")
     return found[0]
+
+
+def check_places(
+    config: DictConfig, out: Path, model: STNeRP, structures: StructureSet, target: DicomSeries
+) -> None:
+    """Refuse a target or contours that don't lie where the model has the patient; one warning of what nobody can
+    check.
+
+    Raises:
+        InputError: as `check_target`, `check_reference`.
+    """
+    t, unchecked = time_of(config), []
+    try:
+        scans, reason = fitted_scans(out, model), ""
+    except InputError as error:
+        scans, reason = [], str(error)
+    if not config.target_placed:
+        if scans:
+            check_target(target, t, scans, model.period)
+        else:
+            unchecked.append(f"whether the patient lies in {target.folder} where the model says")
+    drawn_on = next((scan.series for scan in scans if scan.time == model.reference_time), None)
+    if config.reference is not None:
+        check_reference(structures, one_series(str(config.reference), "reference"))
+    elif drawn_on is not None and structures.frame_uid:
+        check_reference(structures, drawn_on)
+    elif drawn_on is None or drawn_on.series_uid not in structures.series_uids:
+        reason = reason or f"{structures.path} names no frame of reference"
+        unchecked.append(f"whether {structures.path} was drawn on the reference")
+    if unchecked:
+        logger.warning("can't check %s (%s): look at the picture", ", nor ".join(unchecked), reason)
+
+
+def check_target(target: DicomSeries, t: float, scans: Sequence[FittedScan], period: float | None) -> None:
+    """Refuse a target of which it isn't known where the patient lies in it at time t.
+
+    Raises:
+        InputError: a scan of the fit's at another time; one that the fit hasn't seen, in none of its frames of
+            reference.
+    """
+    same = [scan for scan in scans if scan.series.series_uid == target.series_uid]
+    # Phases may share a series, but no slices.
+    same = [scan for scan in same if set(scan.series.image_uids) & set(target.image_uids)] or same
+    if same and not is_time_of(t, same, period):
+        times = " or ".join(f"{scan.time:.15g}" for scan in same)
+        raise InputError(
+            f"t: {target.folder} is the fit's scan at t = {times}, not {t:g}; give t={times}, or pass "
+            "target_placed=true to draw contours of another time in it"
+        )
+    framed = [scan for scan in scans if target.frame_uid and scan.series.frame_uid == target.frame_uid]
+    if not same and not framed:
+        raise InputError(
+            f"target: the fit hasn't seen the scan in {target.folder}, and where the patient lay in it isn't "
+            "known; fit with it (train_def.py with it among data.images), or pass target_placed=true if its frame "
+            "of reference is known to be the model's"
+        )
+    if not same and len(framed) < len(scans) and not is_time_of(t, framed, period):
+        logger.warning(
+            "target: is in the frame of reference of the scan at t = %s; whether the patient lies at t = %g as in "
+            "that one isn't known: look at the picture",
+            *(" or ".join(f"{scan.time:g}" for scan in framed), t),
+        )
+
+
+def is_time_of(t: float, scans: Sequence[FittedScan], period: float | None) -> bool:
+    """Whether t is the time of one of the scans, but for rounding and for whole periods."""
+    apart = np.abs(t - np.array([scan.time for scan in scans]))
+    if period is not None:
+        apart = np.minimum(apart % period, period - apart % period)
+    return bool((apart < 1e-5 * max(1.0, abs(t))).any())
 
 
 def check_reference(structures: StructureSet, reference: DicomSeries) -> None:
@@ -148,12 +217,35 @@ def check_inside(rois: Sequence[Roi], grid: Grid, name: str) -> None:
             )
 
 
-def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: bool) -> list[dict[str, Any]]:
-    """Volume of each ROI there and here, and how far its centroid moved, without voxels: of the contours."""
+def outside_percents(
+    rois: Sequence[Roi], target: Grid, to_target: Callable[[np.ndarray], np.ndarray]
+) -> list[float]:
+    """How much of each ROI of the reference, in percent of its points, comes to lie outside the target."""
+    outside = []
+    for roi in rois:
+        points_mm = to_target(np.concatenate([*roi.contours, roi.points]))
+        outside.append(100 * float(1 - target.contains(points_mm).mean()))
+        if outside[-1] > 0:
+            logger.warning(
+                "ROI %d: %.3g %% of its points lie outside the target: its volume there is of what is drawn, its "
+                "shift is left open",
+                *(roi.number, outside[-1]),
+            )
+    return outside
+
+
+def measures(
+    rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, outside: Sequence[float], names: bool
+) -> list[dict[str, Any]]:
+    """Volume of each ROI there and here, and how far its centroid moved, without voxels: of the contours.
+
+    The centroid of what the target's edge cuts is none of the ROI's: where anything is outside, shifts are None.
+    """
     rows = []
-    for before, after in zip(rois, carried, strict=True):
+    for before, after, percent in zip(rois, carried, outside, strict=True):
         there, here = (_volume_and_centroid(roi, target.spacing_mm[2]) for roi in (before, after))
         slices = {round(float(target.world_to_index(points)[0, 2])) for points in after.contours}
+        shift_mm = here[1] - there[1] if percent == 0 else [None] * 3
         rows.append(
             {
                 "roi": before.number,
@@ -162,7 +254,8 @@ def measures(rois: Sequence[Roi], carried: Sequence[Roi], target: Grid, names: b
                 "slices": len(slices),
                 "volume_reference_ml": there[0],
                 "volume_ml": here[0],
-                **{f"shift_{axis}_mm": value for axis, value in zip("xyz", here[1] - there[1], strict=True)},
+                "outside_percent": percent,
+                **{f"shift_{axis}_mm": value for axis, value in zip("xyz", shift_mm, strict=True)},
             }
         )
     return rows
@@ -178,10 +271,7 @@ def _volume_and_centroid(roi: Roi, thickness_mm: float) -> tuple[float, np.ndarr
 def draw(path: Path, image: sitk.Image, rois: Sequence[Roi], model: STNeRP) -> Path:
     """The target in three planes through the smallest ROI, with the contours in their own colours."""
     drawn = [roi for roi in rois if roi.contours]
-    extents = [float(np.ptp(np.concatenate(roi.contours), axis=0).prod()) for roi in drawn]
-    through = np.concatenate(
-        (drawn[int(np.argmin(extents))] if drawn else rois[0]).contours or [rois[0].points]
-    ).mean(0)
+    through = middle_mm(rois, Grid.of(image))
     colours = [roi.color or COLOURS[i % len(COLOURS)] for i, roi in enumerate(drawn)]
     pictures = []
     outside = model.window.low
@@ -195,6 +285,15 @@ def draw(path: Path, image: sitk.Image, rois: Sequence[Roi], model: STNeRP) -> P
     padded = [np.pad(picture, ((0, rows - len(picture)), (0, 8), (0, 0))) for picture in pictures]
     Image.fromarray(np.concatenate(padded, axis=1)).save(path)
     return path
+
+
+def middle_mm(rois: Sequence[Roi], target: Grid) -> np.ndarray:
+    """The middle of the smallest ROI with contours, else of the single points, else of the target; LPS mm."""
+    drawn = [np.concatenate(roi.contours) for roi in rois if roi.contours]
+    if drawn:
+        return min(drawn, key=lambda points: float(np.ptp(points, axis=0).prod())).mean(0)
+    points = np.concatenate([np.empty((0, 3)), *(roi.points for roi in rois)])
+    return points.mean(0) if len(points) else target.centre_mm
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
-from fitted_run import roi_name
+from fitted_run import read_label_roi, roi_name
 from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, STNeRP
 from stnerp.html_report import Structure, write_html_report
-from stnerp.io.image import read_labels
 
 WRITES = ("report.html",)
 NEEDS = {"model.pt": "run train_def.py or eval_interpolation.py with the same out= first"}
@@ -117,7 +116,7 @@ def rois_of(files: str | list[str] | None) -> Iterator[Structure]:
     """Every label of these files, named like the file."""
     for file in [files] if isinstance(files, str) else files or []:
         path = Path(file)
-        mask = read_labels(path)
+        mask = read_label_roi(path)
         found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
         if not found:
             raise InputError(f"{path}: is empty; draw the ROI, or export it again")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, fitted_series, measured_range, times_of
+from fitted_run import NEEDS, fitted_series, measured_range, read_label_roi, times_of
 from run_directory import (
     CONFIGS,
     check_free,
@@ -30,7 +30,7 @@ from run_directory import (
 from stnerp import InputError, Series, STNeRP
 from stnerp.agreement import working_grid
 from stnerp.geometry import Grid
-from stnerp.io.image import read_labels, write_image
+from stnerp.io.image import write_image
 from stnerp.monitor import label_points
 from stnerp.preprocess import normalised
 from stnerp.report import trust_overview, write_csv
@@ -42,7 +42,7 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "trust", (), NEEDS) as out:
         value_of(config, "refits", int)
         limits, folder = limits_of(config), out / "trust"
-        roi = None if config.roi is None else read_labels(Path(str(config.roi)))
+        roi = None if config.roi is None else read_label_roi(Path(str(config.roi)))
         model = STNeRP.load(out / "model.pt", config.device)
         times = middle_and_measured(model) if config.times is None else times_of(config)
         check_free(folder, ["trust.*", *(f"t{time_name(t)}_*" for t in times)], config.overwrite)

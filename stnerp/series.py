@@ -180,7 +180,7 @@ def _load_images(
 ) -> tuple[list[sitk.Image], list[str], Sequence[float] | np.ndarray | None, str | None]:
     """Images, names, and the times and their unit where a 4D file has them."""
     if isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images):
-        matches = sorted(glob.glob(images, recursive=True), key=_natural_order)
+        matches = sorted(glob.glob(images, recursive=True), key=natural_order)
         if not matches:
             raise MissingFileError(f"images: no file matches the pattern {images}; check it")
         images = matches
@@ -259,7 +259,7 @@ def _named(convert: Any, value: Any, name: str, *arguments: Any) -> Any:
         raise InputError(f"{name}: {str(error).removeprefix('image: ')}") from None
 
 
-def _natural_order(path: str) -> list[tuple[int, str]]:
+def natural_order(path: str) -> list[tuple[int, str]]:
     """Numbers in names by their value: t2 before t10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path) if part]
 

@@ -309,6 +309,37 @@ def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) 
     assert "| short | no motion | 4 |" in text
 
 
+# -- figures of what isn't there
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "says"),
+    [
+        ("case,method,tre_mean_mm\n1,greedy,1.0", "", "isn't of eval_4dct_interpolation.py, eval_longitudinal_"),
+        ("method,time,image\nstnerp,1,b.nii.gz", "", "or eval_longitudinal_registration.py, whose output"),
+        ("", "", "whose output is drawn here"),
+        ("case,method,scheme,earlier,later\n1,greedy,long,1,2", "", "nothing to draw"),
+        ("case,method,scheme,earlier,later\n1,greedy,long,1,2", "methods=[idir]", "has none of ['idir']"),
+    ],
+)
+def test_figures_of_other_scripts(
+    rows: str, more: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """eval_dirlab.py leaves a record for each case, without images; eval_interpolation.py pictures of its own."""
+    (tmp_path / "metrics.csv").write_text(rows + "\n", encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    record = {"arguments": {}, "result": {"tre_mean_mm": 1.0}, "failure": None}
+    (tmp_path / "results" / "case01-greedy.json").write_text(json.dumps(record), encoding="utf-8")
+    if "nothing" in says:
+        (tmp_path / "results" / "case01-greedy.json").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        run("figures", tmp_path, *([more] if more else []))
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not list(tmp_path.glob("figures/*"))
+
+
 # -- landmarks of the stand-in
 
 

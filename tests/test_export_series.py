@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,9 @@ from PIL import Image
 from stnerp import InputError, STNeRP, fit_deformation, load_series
 from stnerp.film import COLOURS
 from stnerp.geometry import Grid
-from stnerp.io.dicom import write_dicom_series
+from stnerp.io.dicom import dicom_series, write_dicom_series
 from stnerp.io.nifti_4d import nifti_times
-from stnerp.io.rtstruct import write_rtstruct
+from stnerp.io.rtstruct import Roi, read_rtstruct, write_rtstruct, write_structures
 from stnerp.phantom import LABELS, Phantom
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -30,9 +32,9 @@ def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
-def run(*arguments: str) -> None:
-    module = importlib.import_module("export_series")
-    before, sys.argv = sys.argv, ["export_series.py", *arguments]
+def run(*arguments: str, script: str = "export_series") -> None:
+    module = importlib.import_module(script)
+    before, sys.argv = sys.argv, [f"{script}.py", *arguments]
     try:
         importlib.import_module("run_directory").launch(module.main)
     finally:
@@ -100,6 +102,63 @@ def test_times_grid_and_a_structure_set(fitted: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "series" / "roi.nii.gz").exists()
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, script: str = "export_series") -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments, script=script)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_what_is_drawn_elsewhere(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels and contours that the reference doesn't show, all of them, some, or single points alone."""
+    out, scan = tmp_path / "run", dicom_series(fitted / "ct")[0]
+    out.mkdir()
+    (out / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
+    heart = sitk.ReadImage(str(fitted / "heart.nii.gz"))
+    (drawn,) = read_rtstruct(fitted / "heart.dcm").rois
+    low, high = (Grid.of(heart).index_to_world(np.array(corner)) for corner in ([0.0] * 3, [23.0, 18.0, 11.0]))
+    for name, way_mm in {
+        "away": [3000.0, 0.0, 0.0],
+        "edge": [0.0, low[1] - (drawn.contours[0][:, 1].mean()), 0],
+    }.items():
+        moved = tuple(contour + way_mm for contour in drawn.contours)
+        write_structures([replace(drawn, contours=moved)], scan, tmp_path / f"{name}.dcm")
+        image = sitk.Image(heart)
+        image.SetOrigin((np.array(heart.GetOrigin()) + way_mm).tolist())
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    common = (f"out={out}", "pixels=40", "frames=2")
+    for name in ("away.dcm", "away.nii.gz"):
+        line = refused(capsys, *common, f"roi={tmp_path / name}")
+        assert f"{name}: lies outside the reference image altogether" in line
+    point = Roi(7, "isocentre", points=(low + high)[None] / 2)
+    write_structures([point], scan, tmp_path / "point.dcm")
+    assert "only single points are drawn" in refused(capsys, *common, f"roi={tmp_path / 'point.dcm'}")
+    assert not (out / "series").exists()
+    run(*common, f"roi={tmp_path / 'edge.dcm'}")
+    log = capsys.readouterr().out
+    (percent,) = re.findall(r"ROI 1: ([\d.]+) % of its points lie outside the reference image", log)
+    points = np.concatenate(read_rtstruct(tmp_path / "edge.dcm").rois[0].contours)
+    assert float(percent) == pytest.approx(100 * (points[:, 1] < low[1] - 7.5).mean(), abs=0.1)
+
+
+def test_a_structure_set_is_known_by_what_is_in_it(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many systems call their files by UIDs."""
+    (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
+    named = tmp_path / "RS.1.2.826.1"
+    named.write_bytes((fitted / "heart.dcm").read_bytes())
+    for script, more in (("propagate_roi", ["times=[3]"]), ("monitor", ["scans=false"])):
+        for path in (named, fitted / "heart.dcm"):
+            line = refused(capsys, f"out={tmp_path}", f"roi={path}", *more, script=script)
+            assert f"{path}: is a DICOM RT structure set" in line
+            assert "propagate_rtstruct.py" in line
+    run(f"out={tmp_path}", "pixels=120", "frames=2", f"roi={named}")
+    assert all((frame == (10, 200, 30)).all(-1).any() for frame in film(tmp_path / "series" / "film.gif"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -112,11 +171,7 @@ def test_it_refuses(
     arguments: list[str], says: str, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
-    with pytest.raises(SystemExit) as exit_:
-        run(f"out={tmp_path}", "pixels=40", "frames=3", *arguments)
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
+    assert says in refused(capsys, f"out={tmp_path}", "pixels=40", "frames=3", *arguments)
     assert not list((tmp_path / "series").glob("*"))
 
 

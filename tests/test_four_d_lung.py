@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from datetime import date
 from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -491,3 +493,42 @@ def test_a_config_names_patient_and_date(load_data: Callable[..., Any], download
         load_data(*common, "data.series=longitudinal", "data.phase=50", "data.allow_missing=false")
     with pytest.raises(InputError, match=r"data\.series: 'weekly' must be breathing or longitudinal"):
         load_data(*common, "data.series=weekly")
+
+
+def test_a_collection_is_indexed_once(
+    load_data: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, indexed = importlib.import_module("data"), []
+
+    def slow(root: str) -> FourDLung:
+        indexed.append(root)
+        return index_4d_lung(root)
+
+    # By this clock an index takes a thousand seconds.
+    clock = SimpleNamespace(perf_counter=lambda: perf_counter() + 1000 * len(indexed))
+    monkeypatch.setattr(data, "time", clock)
+    monkeypatch.setattr(data, "index_4d_lung", slow)
+    for name, days in (("a", (0, 1)), ("b", (0,))):
+        for day in days:
+            for percent in (0, 50):
+                write_phase(tmp_path / name, day, percent, f"1.2.826.{day}", time="101500")
+    common = ["data=tcia_4d_lung", "data.patient=113_HM10395", "data.rois=[Tumor]"]
+    for root, day_of_scan, count in (
+        ("a", "1999-11-26", 1),
+        ("a", "1999-12-03", 1),
+        ("b", "1999-11-26", 2),
+        ("a", "1999-11-26", 2),
+    ):
+        patient = load_data(*common, f"data.root={tmp_path / root}", f"data.date={day_of_scan}")
+        assert patient.series.times == (0, 50)
+        assert len(indexed) == count
+        assert 0 < patient.seconds < 1000  # of this patient's images
+    # A phase more, at another place or in place of another file: the index notices.
+    write_phase(tmp_path / "a", 0, 20, "1.2.826.0", time="101500")
+    patient = load_data(*common, f"data.root={tmp_path / 'a'}", "data.date=1999-11-26")
+    assert patient.series.times == (0, 20, 50)
+    for path in sorted((tmp_path / "a").rglob("*")):
+        if path.is_file() and b"20.0%" in path.read_bytes():
+            path.write_bytes(path.read_bytes().replace(b"20.0%", b"30.0%"))
+    patient = load_data(*common, f"data.root={tmp_path / 'a'}", "data.date=1999-11-26")
+    assert patient.series.times == (0, 30, 50)

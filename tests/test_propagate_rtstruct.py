@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import yaml
 from conftest import optional
 from PIL import Image
 
@@ -20,7 +23,7 @@ from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, dicom_series, series_grid, write_dicom_series
 from stnerp.io.rtstruct import Roi, read_rtstruct, roi_mask, write_rtstruct, write_structures
 from stnerp.metrics import dice
-from stnerp.phantom import LABELS, Phantom
+from stnerp.phantom import LABELS, TUMOUR_CENTRE_MM, Phantom
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHIFT_MM = np.array([7.0, -4.0, 10.0])  # of the patient, from the reference to time 1
@@ -187,6 +190,237 @@ def test_it_refuses(patient: Path, carried: Path, tmp_path: Path, capsys: pytest
     # The same contours for another person's scan, on demand.
     run(*arguments(patient, out, f"target={patient / 'other'}", "same_patient=false", "rois=5"))
     assert pydicom.dcmread(tmp_path / "rtstruct" / "t1.dcm").PatientID == "Somebody^Else"
+
+
+# -- where the patient lies in the target
+
+
+SMALL = Phantom((24, 19, 12), 15.0)
+ALIKE = "in the same frame"  # of the contours, which are of a finer scan of the plan's frame
+
+
+def fitted_to(folder: Path, patient: Path, images: object, data: dict[str, object] | None = None) -> Path:
+    """A run directory of the model, whose config says that it was fitted to these images."""
+    folder.mkdir()
+    (folder / "model.pt").write_bytes((patient / "run" / "model.pt").read_bytes())
+    nothing = dict.fromkeys(("period", "masks", "landmarks", "label_names", "contours"))
+    section = {"kind": "files", "images": images, "times": [0, 1], "reference": 0, "window": "auto", **nothing}
+    section |= data or {}
+    (folder / "train_def.yaml").write_text(yaml.safe_dump({"data": section}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scans(patient: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scans of the fit, ct0 and ct1, in frames of their own; `beside` shares that of ct1, `unseen` has its own
+    and another couch position."""
+    folder, plan = tmp_path_factory.mktemp("scans"), series_in(patient / "plan")
+    image, tail = SMALL.image(0.0), sitk.Image(SMALL.image(0.0))
+    tail.SetOrigin((np.array(image.GetOrigin()) + SHIFT_MM).tolist())
+    write_dicom_series(image, folder / "ct0", patient_id=PATIENT, frame_uid=plan.frame_uid)
+    frame = write_dicom_series(tail, folder / "ct1", patient_id=PATIENT).frame_uid
+    write_dicom_series(tail, folder / "beside", patient_id=PATIENT, frame_uid=frame)
+    tail.SetOrigin((np.array(tail.GetOrigin()) + np.array([0.0, 60.0, 40.0])).tolist())
+    write_dicom_series(tail, folder / "unseen", patient_id=PATIENT)
+    return folder
+
+
+def middle_of(out: Path, stem: str = "t1") -> np.ndarray:
+    """Of the tumour's contours that were written."""
+    (roi,) = read_rtstruct(out / "rtstruct" / f"{stem}.dcm").rois
+    return np.concatenate(roi.contours).mean(0)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines of the log but those of files and of the table."""
+    return [line for line in capsys.readouterr().out.splitlines() if "can't check" in line or "frame" in line]
+
+
+def test_scans_of_the_fit_are_known(
+    patient: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fitted_to(tmp_path / "run", patient, [str(scans / "ct0"), str(scans / "ct1")])
+    ours = arguments(patient, f"out={out}", "rois=5")
+    # Not the scan of that time: another couch position.
+    line = refused(capsys, *ours, f"target={scans / 'ct1'}", "t=0")
+    assert re.search(r"t: .*ct1 is the fit's scan at t = 1, not 0; give t=1, or", line)
+    line = refused(capsys, *ours, f"target={scans / 'unseen'}")
+    assert "target: the fit hasn't seen the scan in" in line
+    assert "data.images" in line
+    assert "target_placed=true" in line
+    assert not (out / "rtstruct").exists()
+
+    truth = np.array(TUMOUR_CENTRE_MM) + SHIFT_MM
+    for target, t, stem in (("ct1", "1", "t1"), ("beside", "1.0", "t1")):
+        run(*ours, f"target={scans / target}", f"t={t}", "overwrite=true")
+        (line,) = said(capsys)
+        assert ALIKE in line
+        assert np.linalg.norm(middle_of(out, stem) - truth) < 4  # voxels of 15 mm
+    # Of the frame of ct1, where the patient lies as at t = 1, at another time.
+    run(*ours, f"target={scans / 'beside'}", "t=0.5")
+    first, second = said(capsys)
+    assert "target: is in the frame of reference of the scan at t = 1;" in first
+    assert ALIKE in second
+    # Somebody knows better.
+    run(*ours, f"target={scans / 'ct1'}", "t=0", "target_placed=true", "overwrite=true")
+    run(*ours, f"target={scans / 'unseen'}", "target_placed=true", "overwrite=true")
+    assert not [line for line in said(capsys) if ALIKE not in line]
+
+
+def test_contours_must_be_of_the_fits_reference(
+    patient: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fitted_to(tmp_path / "run", patient, [str(scans / "ct0"), str(scans / "ct1")])
+    ours = arguments(patient, f"out={out}", "rois=5", f"target={scans / 'ct1'}")
+    tumour = next(roi for roi in read_rtstruct(patient / "plan.dcm").rois if roi.number == 5)
+    drawn, elsewhere = tmp_path / "ct0.dcm", tmp_path / "later.dcm"
+    slices = [np.concatenate([c[:, :2], np.full((len(c), 1), SMALL.grid.origin_mm[2] + z)], axis=1)
+              for c, z in zip(tumour.contours, (75, 90), strict=False)]  # fmt: skip
+    on_it = replace(tumour, contours=tuple(slices))
+    write_structures([on_it], series_in(scans / "ct0"), drawn)
+    write_structures([on_it], series_in(scans / "ct0"), elsewhere)
+    file = pydicom.dcmread(elsewhere)
+    file.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = series_in(patient / "later").frame_uid
+    file.save_as(elsewhere)
+    line = refused(capsys, *ours, f"rtstruct={elsewhere}")
+    assert re.search(r"later\.dcm: its contours are in another frame of reference than .*ct0", line)
+    # What is named counts.
+    run(*ours, f"rtstruct={elsewhere}", f"reference={patient / 'later'}")
+    run(*ours, f"rtstruct={drawn}", "overwrite=true")
+    lines = said(capsys)
+    assert len(lines) == 1  # of the first: drawn on another series of that frame
+    # No frame, but the series.
+    del file.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
+    file.save_as(elsewhere)
+    run(*ours, f"rtstruct={elsewhere}", "overwrite=true")
+    assert said(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "data", "reason"),
+    [
+        (None, {}, "holds neither train_def.yaml nor config.yaml"),
+        (["day0.nii.gz", "day1.nii.gz"], {}, "no DICOM folders"),
+        (["{}/ct0", "{}/gone"], {}, "not where they were"),
+        (["{}/ct0", "{}/ct1"], {"times": [0, 2]}, "other scans"),
+        (["{}/ct1", "{}/ct0"], {}, "another reference"),
+        ("{}/ct0", {"kind": "phantom"}, "names no files"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_once(
+    images: list[str] | str | None,
+    data: dict[str, object],
+    reason: str,
+    patient: Path,
+    scans: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = [name.format(scans) for name in images] if isinstance(images, list) else images
+    out = fitted_to(tmp_path / "run", patient, named, data)
+    if images is None:
+        (out / "train_def.yaml").unlink()
+    run(*arguments(patient, f"out={out}", "rois=5"))
+    (line,) = said(capsys)
+    assert line.startswith(f"can't check whether the patient lies in {patient / 'later'}")
+    assert f"nor whether {patient / 'plan.dcm'} was drawn on the reference" in line
+    assert reason in line
+    switches = ["target_placed=true", f"reference={patient / 'plan'}", "overwrite=true"]
+    run(*arguments(patient, f"out={out}", "rois=5", *switches))
+    assert said(capsys) == []
+
+
+@pytest.mark.parametrize("given", ["pattern", "folder", "manifest"])
+def test_scans_are_found_however_they_are_named(given: str, patient: Path, scans: Path, tmp_path: Path) -> None:
+    fitted_run = importlib.import_module("fitted_run")
+    data: dict[str, object] = {}
+    images: object = str(scans / "ct[01]")
+    if given == "folder":
+        images = str(tmp_path / "both")
+        for name in ("ct0", "ct1"):
+            shutil.copytree(scans / name, tmp_path / "both" / name)
+        for k, name in enumerate(("ct0", "ct1")):  # which comes first is in the headers
+            for path in (tmp_path / "both" / name).iterdir():
+                file = pydicom.dcmread(path)
+                file.AcquisitionDate = f"2024010{k + 1}"
+                file.save_as(path)
+    if given == "manifest":
+        manifest = tmp_path / "series.yaml"
+        manifest.write_text(f"images: [{scans / 'ct0'}, {scans / 'ct1'}]\ntimes: [0, 1]\n", encoding="utf-8")
+        data, images = {"kind": "manifest", "manifest": str(manifest), "patient": None}, None
+    out = fitted_to(tmp_path / "run", patient, images, data)
+    found = fitted_run.fitted_scans(out, STNeRP.load(out / "model.pt"))
+    uids = [series_in(scans / name).series_uid for name in ("ct0", "ct1")]
+    assert [(scan.time, scan.series.series_uid) for scan in found] == [(0, uids[0]), (1, uids[1])]
+
+
+def test_times_of_a_cycle_go_round(scans: Path) -> None:
+    script, fitted_run = (importlib.import_module(name) for name in ("propagate_rtstruct", "fitted_run"))
+    ct0, ct1 = (series_in(scans / name) for name in ("ct0", "ct1"))
+    fit = [fitted_run.FittedScan(t, ct) for t, ct in ((0.0, ct0), (70.0, ct1))]
+    for t in (0.0, 100.0, -100.0, 300.0):
+        script.check_target(ct0, t, fit, 100.0)
+    script.check_target(ct1, 170.0, fit, 100.0)
+    with pytest.raises(InputError, match="give t=0,"):
+        script.check_target(ct0, 70.0, fit, 100.0)
+    with pytest.raises(InputError, match="give t=0,"):
+        script.check_target(ct0, 100.0, fit, None)
+    # Phases that share a series are told apart by their slices.
+    halves = [replace(ct0, slices=ct0.slices[:6]), replace(ct0, slices=ct0.slices[6:])]
+    fit = [fitted_run.FittedScan(t, half) for t, half in zip((0.0, 50.0), halves, strict=True)]
+    script.check_target(halves[1], 50.0, fit, 100.0)
+    with pytest.raises(InputError, match="give t=50,"):
+        script.check_target(halves[1], 0.0, fit, 100.0)
+
+
+# -- fields of view that cut
+
+
+def test_contours_that_the_target_cuts(patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The target ends within the tumour and holds none of the heart's lower half."""
+    before = {roi.number: roi for roi in read_rtstruct(patient / "plan.dcm").rois}
+    middle = np.concatenate(before[5].contours).mean(0) + SHIFT_MM
+    grid = Grid((80, 64, 20), (4.5, 4.5, 4.0), (*(np.array([-180.0, -140.0]) + SHIFT_MM[:2]), middle[2]))
+    write_dicom_series(Phantom(grid=grid).image(0.0), tmp_path / "half", patient_id=PATIENT)
+    out = fitted_to(tmp_path / "run", patient, None)
+    run(*arguments(patient, f"out={out}", f"target={tmp_path / 'half'}", "rois=[5,40]"))
+    log = capsys.readouterr().out
+    with (out / "rtstruct" / "t1.csv").open(encoding="utf-8") as file:
+        tumour, marker = csv.DictReader(file)
+    points = np.concatenate(before[5].contours) + SHIFT_MM
+    percent = 100 * (points[:, 2] < middle[2] - 2).mean()
+    assert 20 < percent < 60
+    assert float(tumour["outside_percent"]) == pytest.approx(percent, abs=0.1)
+    assert [tumour[f"shift_{axis}_mm"] for axis in "xyz"] == ["", "", ""]
+    assert 0.3 < float(tumour["volume_ml"]) / float(tumour["volume_reference_ml"]) < 0.7
+    assert f"ROI 5: {percent:.3g} % of its points lie outside the target" in log
+    assert "ROI 40" not in log
+    assert float(marker["outside_percent"]) == 0
+    np.testing.assert_allclose([float(marker[f"shift_{axis}_mm"]) for axis in "xyz"], SHIFT_MM, atol=0.1)
+
+
+def test_a_picture_of_points_alone(patient: Path, tmp_path: Path) -> None:
+    """The tumour isn't in the target, the marker is."""
+    grid = Grid((20, 20, 10), (2.0, 2.0, 2.0), tuple(np.array([-70.0, 20.0, 0.0]) + SHIFT_MM - (20, 20, 10)))
+    plan = {roi.number: roi for roi in read_rtstruct(patient / "plan.dcm").rois}
+    far = replace(plan[2], contours=tuple(c for c in plan[2].contours if not grid.contains(c + SHIFT_MM).any()))
+    assert far.contours
+    write_structures([far, plan[40]], series_in(patient / "plan"), tmp_path / "plan.dcm")
+    write_dicom_series(Phantom(grid=grid).image(0.0), tmp_path / "little", patient_id=PATIENT)
+    out = fitted_to(tmp_path / "run", patient, None)
+    given = [f"out={out}", f"rtstruct={tmp_path / 'plan.dcm'}", f"target={tmp_path / 'little'}"]
+    run(*arguments(patient, *given))  # where warnings are errors
+    with (out / "rtstruct" / "t1.csv").open(encoding="utf-8") as file:
+        heart, marker = csv.DictReader(file)
+    assert (float(heart["outside_percent"]), float(heart["volume_ml"])) == (100, 0)
+    assert float(marker["outside_percent"]) == 0
+    script = importlib.import_module("propagate_rtstruct")
+    outside, points = Roi(1, "a"), Roi(2, "b", points=np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))
+    square = np.array([[0.0, 0, 5], [4, 0, 5], [4, 4, 5], [0, 4, 5]])
+    small, large = (Roi(3, "c", contours=(k * square, k * square + [0, 0, 2])) for k in (1, 2))
+    np.testing.assert_allclose(script.middle_mm([outside, points, large, small], grid), [2, 2, 6])
+    np.testing.assert_allclose(script.middle_mm([outside, points], grid), [2, 2, 2])
+    np.testing.assert_allclose(script.middle_mm([outside], grid), grid.centre_mm)
 
 
 def test_settings_that_are_no_use(patient: Path) -> None:
