@@ -150,7 +150,7 @@ def evaluate(
     common = all_reach(shown_here, known.reference_image)
     shown = everywhere(known.reference_image)
     if common is not None:
-        common &= sitk.GetArrayViewFromImage(model.propagate(shown, t)) != 0
+        common &= sitk.GetArrayFromImage(model.propagate(shown, t)) != 0
 
     def row(method: str, image: np.ndarray, **more: Any) -> dict[str, Any]:
         about = {"method": method, "time": t, "image": series.names[index]}

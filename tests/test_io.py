@@ -212,6 +212,110 @@ def test_nibabel_rescaling_is_applied():
     np.testing.assert_array_equal(sitk.GetArrayFromImage(as_image(scaled)), np.asanyarray(scaled.dataobj).T)
 
 
+def forms(rotation_degrees, spacing, origin):
+    """An affine, index to RAS mm."""
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*np.radians(rotation_degrees))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(turn.GetMatrix(), (3, 3)) * spacing
+    affine[:3, 3] = origin
+    return affine
+
+
+QFORM = forms((10, 20, 30), (1, 2, 3), (5, 6, 7))
+SFORMS = {
+    "same": QFORM,
+    "turned": forms((-40, 0, 10), (1, 2, 3), (-50, 60, 7)),
+    "shifted": forms((10, 20, 30), (1, 2, 3), (5, 6, 8)),
+    "flipped": QFORM @ np.diag([-1, 1, 1, 1]),
+    "sheared": np.array([[1, 0.5, 0, 3], [0, 2, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1]]),
+}
+
+
+def write_forms(path, sform, codes, unit="mm", scale=1):
+    header = nib.Nifti1Header()
+    image = nib.Nifti1Image(np.arange(210, dtype=np.int16).reshape(5, 6, 7), None, header)
+    scaling = np.diag([scale, scale, scale, 1])
+    image.header.set_qform(scaling @ QFORM, codes[0])
+    image.header.set_sform(scaling @ sform, codes[1])
+    image.header.set_xyzt_units(unit)
+    image.to_filename(path)
+    assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == codes
+
+
+@pytest.mark.parametrize("qform_code", range(5))
+@pytest.mark.parametrize("sform_code", range(5))
+@pytest.mark.parametrize("sform", SFORMS)
+def test_a_nibabel_nifti_lies_where_its_file_does(tmp_path, sform, sform_code, qform_code):
+    """Whichever form ITK prefers; nibabel prefers the sform."""
+    write_forms(tmp_path / "a.nii", SFORMS[sform], (qform_code, sform_code))
+    if sform == "sheared" and sform_code and not qform_code:
+        with pytest.raises(InputError, match="orthonormal"):
+            read_image(tmp_path / "a.nii")
+        with pytest.raises(InputError, match="sheared"):
+            as_image(nib.load(tmp_path / "a.nii"))
+        return
+    read = sitk.ReadImage(str(tmp_path / "a.nii"))
+    for given in (tmp_path / "a.nii", nib.load(tmp_path / "a.nii")):
+        assert_same(as_image(given), read, 1e-6)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1), ("meter", 1e-3), ("micron", 1e3), ("unknown", 1)])
+@pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1)])
+def test_the_unit_of_a_nifti_counts(tmp_path, unit, scale, codes):
+    write_forms(tmp_path / "a.nii", QFORM, codes, unit, scale)
+    to_lps = np.diag([-1.0, -1, 1, 1]) @ QFORM
+    for given in (tmp_path / "a.nii", nib.load(tmp_path / "a.nii")):
+        world = as_image(given).TransformIndexToPhysicalPoint([1, 2, 3])
+        np.testing.assert_allclose(world, (to_lps @ [1, 2, 3, 1])[:3], atol=1e-4)
+
+
+def test_other_kinds_of_nibabel_nifti_too(tmp_path):
+    """Two files, NIfTI-2, the other byte order, and an affine that the header doesn't have yet."""
+    expected = np.diag([-1.0, -1, 1, 1]) @ QFORM @ [1, 2, 3, 1]
+    voxels = np.arange(210, dtype=np.int16).reshape(5, 6, 7)
+    changed = nib.Nifti1Image(voxels, np.eye(4))
+    changed.affine[:] = QFORM
+    swapped = nib.Nifti1Image(voxels, QFORM, nib.Nifti1Header(endianness=">"))
+    swapped.to_filename(tmp_path / "swapped.nii")
+    for image in (
+        nib.Nifti1Pair(voxels, QFORM),
+        nib.Nifti2Image(voxels, QFORM),
+        nib.load(tmp_path / "swapped.nii"),
+        changed,
+    ):
+        read = as_image(image)
+        np.testing.assert_allclose(read.TransformIndexToPhysicalPoint([1, 2, 3]), expected[:3], atol=1e-4)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read), voxels.T)
+
+
+@pytest.mark.parametrize("sform_code", [1, 2])
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_a_nifti_with_voxels_of_two_sizes(tmp_path, qform_code, sform_code):
+    """ITK takes the axes of the sform and the size of pixdim."""
+    write_forms(tmp_path / "a.nii", QFORM @ np.diag([1.5, 1, 1, 1]), (qform_code, sform_code))
+    for given in (tmp_path / "a.nii", nib.load(tmp_path / "a.nii")):
+        with pytest.raises(InputError, match="its sform and its pixdim speak of voxels of two sizes"):
+            as_image(given)
+
+
+@pytest.mark.parametrize("spacing", [(0.0007, 0.0007, 0.001), (700, 700, 3000)])
+def test_voxels_in_memory_have_sizes_in_mm_too(spacing):
+    array = np.zeros((5, 6, 7), np.int16)
+    for given, options in (
+        (array, {"spacing_mm": spacing}),
+        (np.stack([array] * 2), {"spacing_mm": spacing}),
+        (nib.Nifti1Image(array, np.diag([*spacing, 1])), {}),
+        (nib.MGHImage(array, np.diag([*spacing, 1])), {}),
+    ):
+        with pytest.raises(InputError, match="mm large; is its spacing in mm"):
+            as_images(given, **options)
+    with pytest.raises(InputError, match="isn't a number; give spacing_mm, origin"):
+        as_image(array, (1, 1, 1), origin=(0, np.nan, 0))
+    with pytest.raises(InputError, match="sheared"):
+        as_image(array, (1, 1, 1), direction=(1, 0.5, 0, 0, 1, 0, 0, 0, 1))
+
+
 def test_nibabel_shear_is_refused():
     affine = np.diag([2.0, 2, 3, 1])
     affine[0, 1] = 0.5
@@ -246,6 +350,7 @@ def test_bfloat16_tensor():
         (np.zeros((3, 4, 5)), (1, 2), "three numbers"),
         (np.zeros((3, 4, 5)), (1, 2, 0), "spacing"),
         (np.zeros((4, 5)), (1, 1, 1), "shape"),
+        (np.zeros((0, 3, 4, 5)), (1, 1, 1), "shape"),
         (np.zeros((3, 4, 5), complex), (1, 1, 1), "complex"),
         (np.zeros((2, 3, 4, 5)), (1, 1, 1), "2 images"),
         (3.5, None, "float is not an image"),
@@ -365,6 +470,75 @@ def test_dicom_phases_in_order(tmp_path):
         read_image(tmp_path)
 
 
+PHASES = {
+    "P4^P113^S300^I00003, Gated, 30.0%A": 30,
+    "Gated, 0%": 0,
+    "30%A": 30,
+    "4D T30%": 30,
+    "CT T=30% 3.0": 30,
+    "Thorax 3.0 B31f 30% Ex": 30,
+    "4DCT_30%_In": 30,
+    "EX 30 %": 30,
+    "Resp. 30%": 30,
+    "phase 30%": 30,
+    "Gated ASIR 40%, 30%": 30,
+    "Resp SS50% 30%": 30,
+    "Thorax ASIR 40%": None,
+    "4D ASiR-V 30%": None,
+    "CT 30%": None,
+    "Thorax 30%": None,
+    "Index 30%": None,
+    "thorax": None,
+}
+
+
+@pytest.mark.parametrize("description", PHASES)
+def test_dicom_phase_of_a_description(tmp_path, description):
+    write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 3)), STORED, UID, SeriesDescription=description)
+    assert [series.phase for series in dicom_series(tmp_path)] == [PHASES[description]]
+
+
+def described(folder, descriptions, **tags):
+    """Series of one day, each an hour after the one before."""
+    for i, description in enumerate(descriptions):
+        own = {
+            "SeriesDescription": description,
+            "AcquisitionDate": "20240105",
+            "AcquisitionTime": f"{8 + i:02d}0000",
+        }
+        write_dicom(folder, Grid((5, 6, 7), (1, 2, 3)), STORED, f"{UID}.{i}", **{**own, **tags})
+    return [series.description for series in dicom_series(folder)]
+
+
+def test_dicom_percentages_of_the_reconstruction_order_nothing(tmp_path):
+    names = ["Thorax ASIR 40%", "Thorax ASIR 20%"]
+    assert described(tmp_path, names) == names
+
+
+def test_dicom_percentages_alone_are_phases_where_they_make_a_breath(tmp_path):
+    breath = ["CT 50%", "CT 0%", "CT 75%", "CT 25%"]
+    assert described(tmp_path / "breath", [*breath, "plain"]) == ["CT 0%", "CT 25%", "CT 50%", "CT 75%", "plain"]
+    assert [series.phase for series in dicom_series(tmp_path / "breath")] == [0, 25, 50, 75, None]
+    for i, names in enumerate(
+        (
+            breath[:3],  # too few
+            ["CT 50%", "CT 30%", "CT 75%", "CT 25%"],  # without 0
+            ["CT 50%", "CT 0%", "CT 73%", "CT 25%"],
+            ["CT 150%", "CT 0%", "CT 75%", "CT 25%"],
+            ["CT 50%", "CT 0%", "CT 0.0%", "CT 25%"],
+        )
+    ):
+        assert described(tmp_path / str(i), names) == names
+        assert {series.phase for series in dicom_series(tmp_path / str(i))} == {None}
+
+
+def test_dicom_percentages_of_several_days_make_no_breath(tmp_path):
+    for i, percent in enumerate((75, 50, 25, 0)):
+        tags = {"AcquisitionDate": f"2024010{i + 1}", "SeriesDescription": f"CT {percent}%"}
+        write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 3)), STORED, f"{UID}.{i}", **tags)
+    assert {series.phase for series in dicom_series(tmp_path)} == {None}
+
+
 def test_dicom_phases_that_share_one_series(tmp_path):
     grid = Grid((5, 6, 7), (1, 2, 3))
     for phase in (2, 10, 1):
@@ -417,6 +591,140 @@ def test_dicom_tilted_gantry(tmp_path):
         read_image(tmp_path)
 
 
+def test_dicom_without_a_pixel_size(tmp_path):
+    """The detector's (ImagerPixelSpacing) isn't the patient's."""
+    write_dicom(tmp_path, Grid((5, 6, 7), (1, 2, 3)), STORED, UID, ImagerPixelSpacing=[2, 1])
+    for path in tmp_path.iterdir():
+        piece = pydicom.dcmread(path)
+        del piece.PixelSpacing
+        piece.save_as(path)
+    with pytest.raises(InputError, match="has pixels without a size"):
+        read_image(tmp_path)
+
+
+def item(**tags):
+    dataset = pydicom.Dataset()
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def write_multi_frame(path, positions, stored, grid, spacing=None, uid=UID):
+    """An Enhanced MR: (N, 3) positions of its frames, or None where it doesn't say; `stored` is (N, y, x)."""
+    axes = np.reshape(grid.direction, (3, 3))
+    between = [grid.spacing_mm[1], grid.spacing_mm[0]] if spacing is None else spacing
+    file = item(
+        SOPClassUID=pydicom.uid.EnhancedMRImageStorage,
+        SOPInstanceUID=f"{uid}.{path.stem}",
+        StudyInstanceUID="1.2.826.0.1.3680043.8.498.1",
+        SeriesInstanceUID=uid,
+        SeriesDescription="cine",
+        Modality="MR",
+        PatientID="p",
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        BitsAllocated=16,
+        BitsStored=16,
+        HighBit=15,
+        PixelRepresentation=0,
+        **dict(zip(("NumberOfFrames", "Rows", "Columns"), stored.shape, strict=True)),
+        PixelData=stored.astype("<u2").tobytes(),
+    )
+    measures = item(SliceThickness=99, SpacingBetweenSlices=grid.spacing_mm[2])
+    if between:
+        measures.PixelSpacing = between
+    cosines = [f"{value:.12f}" for value in axes[:, :2].T.ravel()]
+    shared = item(
+        PlaneOrientationSequence=[item(ImageOrientationPatient=cosines)], PixelMeasuresSequence=[measures]
+    )
+    places = [None] * len(stored) if positions is None else positions
+    frames = [item(FrameContentSequence=[item(FrameReferenceDateTime="20240101")]) for _ in places]
+    for frame, place in zip(frames, places, strict=True):
+        if place is not None:
+            frame.PlanePositionSequence = [item(ImagePositionPatient=[f"{value:.10g}" for value in place])]
+    file.SharedFunctionalGroupsSequence = [shared]
+    file.PerFrameFunctionalGroupsSequence = frames
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    path.parent.mkdir(exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def places_of(grid, slices):
+    return [grid.index_to_world(np.array([0.0, 0, k])) for k in slices]
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_a_multi_frame_file_by_folder_and_by_path(tmp_path, orientation, descending):
+    grid = GRIDS[orientation]
+    order = range(7)[::-1] if descending else range(7)
+    path = write_multi_frame(tmp_path / "1.dcm", places_of(grid, order), STORED[list(order)], grid)
+    for source in (tmp_path, path):
+        image = read_image(source)
+        for k in range(7):
+            index = (1, 2, 6 - k if descending else k)
+            world = grid.index_to_world(np.array([1.0, 2, k]))
+            np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), world, atol=1e-6)
+            assert image[index] == STORED[k, 2, 1]
+
+
+def test_a_multi_frame_file_is_where_its_frames_are(tmp_path):
+    """Not as far apart as another tag says."""
+    grid, other = (Grid((5, 6, 7), (1, 2, z), (-10, 20, 30)) for z in (3.5, 5))
+    path = write_multi_frame(tmp_path / "1.dcm", places_of(grid, range(7)), STORED, other)
+    for source in (tmp_path, path):
+        assert Grid.of(read_image(source)).is_close(grid, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("slices", "says"),
+    [
+        ([0, 1, 2, 0, 1, 2], r"6 frames at 3 positions \(a series in one file\)"),
+        ([0, 0, 1, 1, 2, 2], r"6 frames at 3 positions \(a series"),
+        ([3] * 6, r"6 frames at one position \(a series"),
+        ([0, 1, 2, 4, 5, 6], r"6 frames at 6 positions \(unevenly"),
+        ([0, 2, 4, 1, 3, 5], r"6 frames at 6 positions \(unevenly"),
+    ],
+)
+def test_a_multi_frame_file_that_is_no_volume(tmp_path, slices, says):
+    path = write_multi_frame(tmp_path / "1.dcm", places_of(OBLIQUE, slices), STORED[:6], OBLIQUE)
+    for read in (lambda: read_image(tmp_path), lambda: read_image(path), lambda: read_images(path)):
+        with pytest.raises(InputError, match=rf"1\.dcm: has {says}.*; convert it to NIfTI, by dcm2niix") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_a_multi_frame_file_that_says_too_little(tmp_path):
+    grid, places = GRIDS["LPS"], places_of(GRIDS["LPS"], range(7))
+    for i, (positions, spacing, says) in enumerate(
+        (
+            ([*places[:-1], None], None, "has 7 frames and says of 6 where they lie"),
+            (places, [], "has pixels without a size"),
+            (places + 0.5 * np.arange(7)[:, None] * [1, 0, 0], None, "tilted gantry"),
+        )
+    ):
+        path = write_multi_frame(tmp_path / str(i) / "1.dcm", positions, STORED, grid, spacing)
+        for source in (path, path.parent):
+            with pytest.raises(InputError, match=says):
+                read_image(source)
+    # Frames that are nowhere are still an image.
+    path = write_multi_frame(tmp_path / "none" / "1.dcm", None, STORED, grid)
+    for source in (path, path.parent):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(source)), STORED)
+
+
+def test_multi_frame_files_of_one_series_are_volumes_of_their_own(tmp_path):
+    grid = GRIDS["LPS"]
+    for i in range(2):
+        write_multi_frame(tmp_path / f"{i}.dcm", places_of(grid, range(7)), STORED + i, grid)
+    images = read_dicom_folder(tmp_path)
+    for i, image in enumerate(images):
+        assert_same(image, grid.image((STORED + i).astype(np.uint16)))
+    assert len(images) == 2
+
+
 def test_dicom_folder_without_images(tmp_path):
     with pytest.raises(MissingFileError, match="no DICOM series"):
         read_image(tmp_path)
@@ -448,7 +756,9 @@ POINTS = np.array([[1.5, -2, 3], [4, 5.25, -1e3], [0, 0, 7]])
         "  1.5  -2 3\n\n# a comment\n4 5.25 -1e3\n0 0 7\n",
         "1, 1.5, -2, 3\n2, 4, 5.25, -1e3\n3, 0, 0, 7",
         'carina,1.5,-2,3\n"rib, left",4,5.25,-1e3\nc,0,0,7',
+        "5, 1.5, -2, 3\n9, 4, 5.25, -1e3\n7, 0, 0, 7",
         "label,x,y,z\na,1.5,-2,3\nb,4,5.25,-1e3\nc,0,0,7",
+        "n,x,y,z,m\n1,1.5,-2,3,1\n2,4,5.25,-1e3,2\n3,0,0,7,3",
         "z,y,x,label\n3,-2,1.5,a\n-1e3,5.25,4,b\n7,0,0,c",
         "point\n3\n1.5 -2 3\n4 5.25 -1e3\n0 0 7\n",
     ],
@@ -458,6 +768,12 @@ def test_landmark_tables(tmp_path, text):
     points = read_landmarks(tmp_path / "a.txt")
     assert points.dtype == np.float64
     np.testing.assert_array_equal(points, POINTS)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_whole_labels_that_count_stand_before_whole_coordinates(tmp_path, first):
+    (tmp_path / "a.csv").write_text(f"{first},10,20,30\n{first + 1},11,21,31\n{first + 2},12,22,7\n")
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv"), [[10, 20, 30], [11, 21, 31], [12, 22, 7]])
 
 
 def test_index_landmarks_count_from_zero(tmp_path):
@@ -498,6 +814,13 @@ def test_slicer_landmarks(tmp_path, header, sign):
         ("a.csv", "1,2,3\n1,2\n", "line 2: 2 columns"),
         ("a.csv", "1,2\n", "2 columns"),
         ("a.csv", "1.5,2,3,7\n", "the first is no label"),
+        ("a.csv", "-100 20.5 30.5 1\n-101.5 21.5 31.5 2\n", "the first is no label"),
+        ("a.csv", "100 20.5 30.5 1\n101.5 21.5 31.5 2\n", "the first is no label"),
+        ("a.csv", "100 20.5 30.5 1\n101 21.5 31.5 2\n", "the first or the last may be the label"),
+        ("a.csv", "1,20.5,30.5,1\n2,21.5,31.5,2\n", "the first or the last may be the label"),
+        ("a.csv", "5,20.5,30.5,70\n9,21.5,31.5,60\n", "the first or the last may be the label"),
+        ("a.csv", "x1,y1,z1,x2,y2,z2\n1,2,3,4,5,6\n", "names x, y and z more than once"),
+        ("a.csv", "x,y,z,x_mm,y_mm,z_mm\n1,2,3,4,5,6\n", "names x, y and z more than once"),
         ("a.csv", "r,a,s\n1,2,3\n", "must name the columns x, y, z"),
         ("a.txt", "point\n3\n1 2 3\n", "states 3 points and holds 1"),
         ("a.txt", "point\n1\n1 2 3\n4 5 6\n", "states 1 points and holds 2"),

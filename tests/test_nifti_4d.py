@@ -100,6 +100,46 @@ def test_other_times_stand_beside_it(times: list[float], tmp_path: Path) -> None
     assert load_series(path, times=nifti_times(path)).times == TIMES
 
 
+@pytest.mark.parametrize("name", ["v.nii", "V.NII.GZ"])
+@pytest.mark.parametrize("unit", [None, "ms"])
+def test_uneven_times_are_read_with_the_file(name: str, unit: str | None, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write_nifti_4d(volumes(Grid((5, 6, 4), (1, 2, 3))), (0, 1, 5), path, time_unit=unit)
+    for given in (path, str(path), [path]):
+        series = load_series(given)
+        assert (series.times, series.time_unit) == ((0, 1, 5), unit)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"EchoTime": 0.03}', "[0, 1, 5]", "no JSON", "{}", '{"times": [0, 1, 5]}', "[" * 100000]
+)
+def test_the_json_of_others_is_neither_lost_nor_read(content: str, tmp_path: Path) -> None:
+    images = volumes(Grid((5, 6, 4), (1, 2, 3)))
+    write_nifti_4d(images, (0, 2, 4), tmp_path / "a.nii.gz")
+    (tmp_path / "a.json").write_text(content)
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    assert load_series(tmp_path / "a.nii.gz").times == (0, 2, 4)
+    for times in (TIMES, (0, 1, 5)):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=r"a\.json: holds something else than times"):
+                write_nifti_4d(images, times, tmp_path / "a.nii.gz", overwrite=overwrite)
+    assert (tmp_path / "a.json").read_text() == content
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
+
+
+def test_times_beside_it_that_are_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = volumes(Grid((5, 6, 4), (1, 2, 3)))
+    write_nifti_4d(images, (0, 2, 4), tmp_path / "a.nii", time_unit="s")
+    (tmp_path / "a.json").write_text('{"times": [0, 1, 5, 6], "time_unit": null}')
+    assert load_series(tmp_path / "a.nii").times == (0, 2, 4)
+    assert "the 4 times beside it aren't used, it has 3 images" in caplog.text
+    (tmp_path / "a.json").write_text('{"times": "soon", "time_unit": null}')
+    with pytest.raises(InputError, match=r"a\.json: holds no list of times"):
+        load_series(tmp_path / "a.nii")
+    write_nifti_4d(images, (0, 1, 5), tmp_path / "a.nii", overwrite=True)  # its own, and damaged
+    assert load_series(tmp_path / "a.nii").times == (0, 1, 5)
+
+
 def test_one_volume_at_a_time(tmp_path: Path) -> None:
     # Those before are free to go: a series of any length needs the memory of one volume.
     grid = Grid((5, 6, 4), (1, 2, 3))

@@ -16,7 +16,7 @@ import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +43,16 @@ logger = logging.getLogger(__name__)
 _OTHER_MODALITIES = {"RTDOSE", "RTIMAGE", "SEG", "SR", "OT"}
 # What tells phases apart that share one series: temporal position, trigger time, acquisition number.
 _PHASE_TAGS = ("0020|0100", "0018|1060", "0020|0012")
+# What scanners write where a percentage is of the breath: "Gated, 30.0%", "30%A", "T30%", "4D 30%", "30% Ex".
+_BREATHING = re.compile(
+    r"(?<![a-z])(gat(ed|ing)|phase|resp|breath|4d|t[\s=]*\d+(\.\d+)?\s*%|(ex|in)(p|sp|h\w*)?[\s.,_]*\d+(\.\d+)?\s*%)"
+    r"|%[\s,_(]*(a|(ex|in)(p|sp|h[a-z]*)?)(?![a-z])",
+    re.IGNORECASE,
+)
+# A percentage of the reconstruction: "ASIR 40%", "ASiR-V 30%", "SS50%".
+_RECONSTRUCTION = re.compile(r"(?<![a-z])(asir(-?v)?|ar|ss)[\s_:=-]*\d+(\.\d+)?\s*%", re.IGNORECASE)
+# Bare percentages are a breath's from so many on, in steps of that.
+_FEWEST_PHASES, _PHASE_STEP = 4, 5
 # How far a slice may lie from its place, in slice distances: coordinates are rounded, slices not absent.
 _POSITION_TOLERANCE = 0.1
 # What is kept of a header, as text: "0020|000e" is the tag (0020,000e), the series' UID.
@@ -52,6 +62,7 @@ _TAGS = (
     *("0020|000d", "0020|000e", "0020|0011", "0020|0032", "0020|0037", "0020|0052", *_PHASE_TAGS),
     *("0028|0030", "0028|0103", "0028|1052", "0028|1053"),
 )
+_FRAME_TAGS = [Tag("SharedFunctionalGroupsSequence"), Tag("PerFrameFunctionalGroupsSequence"), Tag("PixelSpacing")]
 _SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 _NUMBERS = {tag: int(tag.replace("|", ""), 16) for tag in _TAGS}
 _READ = [*_NUMBERS.values(), *(int(Tag(keyword)) for keyword in _SIZE_KEYWORDS)]
@@ -113,7 +124,9 @@ class DicomSeries:
         description: the series description, or the series number where there is none.
         date, time: of the acquisition (else the series, the study, the content), as in DICOM
             (YYYYMMDD, HHMMSS.FFFFFF), or empty.
-        phase: the percentage in the description ("Gated, 30.0%"), or None.
+        phase: the percentage in the description, or None. Scanners write other percentages too ("ASIR 40%"):
+            it must speak of breathing or gating ("Gated, 30.0%", "30%A", "T30%", "4D 30%", "30% Ex"), or be one
+            of four or more different ones of the study's day, 0 among them, in steps of 5 ("CT 30%").
         number: the series number.
         slices: headers in order of position along the slices' normal.
     """
@@ -233,7 +246,8 @@ def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
     """
     groups = defaultdict(list)
     for piece in slices:
-        groups[piece.series_uid, piece.orientation, piece.size].append(piece)
+        volume = piece.path if piece.size[2] > 1 else ""  # a multi-frame file is one by itself
+        groups[piece.series_uid, piece.orientation, piece.size, volume].append(piece)
     found = []
     for group in groups.values():
         if len(group) == 1 and group[0].size[2] == 1:
@@ -241,8 +255,9 @@ def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
             continue
         for order, phase in enumerate(_phases(group, folder)):
             found.append((order, _describe(phase, folder)))
-    found.sort(key=lambda item: (*_time_order(item[1]), item[0]))
-    return [series for _, series in found]
+    orders, described = [order for order, _ in found], _with_bare_phases([series for _, series in found])
+    ordered = sorted(zip(orders, described, strict=True), key=lambda item: (*_time_order(item[1]), item[0]))
+    return [series for _, series in ordered]
 
 
 def read_dicom_series(source: str | os.PathLike[str] | DicomSeries) -> sitk.Image:
@@ -250,8 +265,8 @@ def read_dicom_series(source: str | os.PathLike[str] | DicomSeries) -> sitk.Imag
 
     Raises:
         MissingFileError: no such folder, or no DICOM image in it.
-        InputError: several series; slices missing, unevenly spaced or sheared (tilted gantry);
-            or an unreadable file.
+        InputError: several series; slices missing, unevenly spaced or sheared (tilted gantry); a multi-frame
+            file that holds several images; or an unreadable file.
     """
     if isinstance(source, DicomSeries):
         return _read(source)
@@ -387,8 +402,8 @@ def reason(error: Exception) -> str:
 def _read(series: DicomSeries) -> sitk.Image:
     for piece in series.slices:
         _check_pixels(piece)
-    if len(series.slices) == 1:  # a multi-frame file, with its geometry inside
-        return _execute(sitk.ImageFileReader(), series)
+    if len(series.slices) == 1:
+        return _read_frames(series)
     grid = series_grid(series)
     reader = sitk.ImageSeriesReader()
     rescale = {_rescale(piece) for piece in series.slices}
@@ -412,6 +427,18 @@ def check_dicom_file(path: str | os.PathLike[str]) -> None:
     header = _read_header(Path(path))
     if header is not None:
         _check_pixels(header)
+
+
+def read_multi_frame(path: str | os.PathLike[str]) -> sitk.Image | None:
+    """The volume of a multi-frame DICOM file; None for any other file.
+
+    Raises:
+        InputError: frames that make no single even stack, or a damaged file.
+    """
+    header = _read_header(Path(path))
+    if header is None or not header.size or header.size[2] == 1:
+        return None
+    return _read(_describe([header], path))
 
 
 def memory_bytes() -> float:
@@ -440,12 +467,10 @@ def _rescale(piece: DicomHeader) -> tuple[float, float]:
 
 def _pixel_spacing(series: DicomSeries) -> tuple[float, float]:
     """Between rows and between columns, mm, the same in all slices."""
-    spacings = {_numbers(piece.tags.get("0028|0030", "1\\1")) for piece in series.slices}
+    spacings = {_numbers(piece.tags.get("0028|0030", "")) for piece in series.slices}
     for spacing in spacings:
         if len(spacing) != 2 or min(spacing) <= 0:
-            raise InputError(
-                f"{series.folder}: series '{series.description}' has pixels without a size; export it again"
-            )
+            raise InputError(_without_size(series))
     (rows, columns), *others = sorted(spacings)
     if others and not np.allclose(others, (rows, columns), rtol=1e-3):
         raise InputError(
@@ -453,6 +478,82 @@ def _pixel_spacing(series: DicomSeries) -> tuple[float, float]:
             f"{max(others)[1]:g} mm say; split it into one folder per image"
         )
     return rows, columns
+
+
+def _without_size(series: DicomSeries) -> str:
+    return f"{series.folder}: series '{series.description}' has pixels without a size; export it again"
+
+
+def _read_frames(series: DicomSeries) -> sitk.Image:
+    """The volume of a multi-frame file, where its frames say that they lie; else where GDCM puts it."""
+    positions = _frame_positions(series)
+    if positions is None:
+        return _execute(sitk.ImageFileReader(), series)
+    step = _frame_step(positions, series.slices[0].path)
+    image = _execute(sitk.ImageFileReader(), series)
+    between_columns, between_rows, _ = image.GetSpacing()
+    row, column, _ = np.reshape(image.GetDirection(), (3, 3)).T
+    _check_drift(positions[-1] - positions[0], row, column, series, min(between_columns, between_rows))
+    normal = np.cross(row, column)
+    axes = np.stack([row, column, math.copysign(1, normal @ step) * normal], axis=1)
+    image.SetOrigin(positions[0].tolist())
+    image.SetSpacing([between_columns, between_rows, float(np.linalg.norm(step))])
+    image.SetDirection(axes.ravel().tolist())
+    return image
+
+
+def _frame_positions(series: DicomSeries) -> np.ndarray | None:
+    """Where the frames of a multi-frame file lie, (N, 3) LPS mm in the file's order; None where it doesn't say.
+
+    Raises:
+        InputError: a damaged file, one that says it of some frames only, or doesn't say how large pixels are.
+    """
+    piece = series.slices[0]
+    try:
+        with open(piece.path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of odd values
+            tags = _dataset(file, _FRAME_TAGS)
+            shared = list(tags.get("SharedFunctionalGroupsSequence") or [])
+            frames = list(tags.get("PerFrameFunctionalGroupsSequence") or [])
+            found = [
+                _of_groups([frame, *shared], "PlanePositionSequence", "ImagePositionPatient") for frame in frames
+            ]
+            sizes = _of_groups([*frames[:1], *shared], "PixelMeasuresSequence", "PixelSpacing")
+            has_size = len(sizes or tags.get("PixelSpacing") or ()) == 2
+    except Exception:  # of any kind, from a file of any kind
+        raise InputError(f"{piece.path}: is a damaged DICOM file; copy it again, or remove it") from None
+    known = [position for position in found if len(position) == 3 and all(map(math.isfinite, position))]
+    if not known:
+        return None
+    if not len(known) == len(found) == piece.size[2]:
+        raise InputError(
+            f"{piece.path}: has {piece.size[2]} frames and says of {len(known)} where they lie; export it again"
+        )
+    if not has_size:
+        raise InputError(_without_size(series))
+    return np.array(known)
+
+
+def _of_groups(groups: Iterable[Dataset], sequence: str, keyword: str) -> tuple[float, ...]:
+    """Numbers of the first functional group that has them; none at all."""
+    for group in groups:
+        for item in group.get(sequence) or []:
+            if item.get(keyword):
+                return tuple(float(value) for value in item.get(keyword))
+    return ()
+
+
+def _frame_step(positions: np.ndarray, path: str) -> np.ndarray:
+    """From one frame to the next, (3,) LPS mm, once the frames are known to be a regular stack."""
+    first, last, count = positions[0], positions[-1], len(positions)
+    step = (last - first) / (count - 1)
+    distinct = len(set(map(tuple, positions.round(3).tolist())))
+    astray = np.linalg.norm(positions - (first + np.arange(count)[:, None] * step), axis=1)
+    if distinct < count or astray.max() > _POSITION_TOLERANCE * np.linalg.norm(step):
+        kind = "a series in one file" if distinct < count else "unevenly spaced or in no order"
+        places = "one position" if distinct == 1 else f"{distinct} positions"
+        raise InputError(f"{path}: has {count} frames at {places} ({kind}); convert it to NIfTI, by dcm2niix say")
+    return step
 
 
 def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> np.ndarray:
@@ -469,13 +570,20 @@ def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> 
             f"{_position_text(positions[gaps.argmax()])}); export it again, complete"
         )
     row, column = np.array(_numbers(series.slices[0].tags["0020|0037"])).reshape(2, 3)
-    drift = np.abs([row @ (last - first), column @ (last - first)]).max()
+    _check_drift(last - first, row, column, series, pixel_mm)
+    return step
+
+
+def _check_drift(
+    travel: np.ndarray, row: np.ndarray, column: np.ndarray, series: DicomSeries, pixel_mm: float
+) -> None:
+    """Refuse a last slice that lies beside the first one: `travel`, (3,) LPS mm, is from there to it."""
+    drift = np.abs([row @ travel, column @ travel]).max()
     if drift > pixel_mm / 2:
         raise InputError(
             f"{series.folder}: series '{series.description}' has slices shifted sideways by {drift:.3g} mm "
             "(tilted gantry); resample it onto a right-angled grid first"
         )
-    return step
 
 
 def _position_text(position: np.ndarray) -> str:
@@ -655,17 +763,42 @@ def _distinct(slices: Sequence[DicomHeader]) -> bool:
 
 def _describe(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> DicomSeries:
     description = _description(slices[0])
-    percentage = re.search(r"(\d+(?:\.\d+)?)\s*%", description)
     number = _numbers(slices[0].tags.get("0020|0011", ""))
     return DicomSeries(
         folder=str(folder),
         description=description,
         date=_earliest(slices, ("0008|0022", "0008|0021", "0008|0020", "0008|0023")),
         time=_earliest(slices, ("0008|0032", "0008|0031", "0008|0030", "0008|0033")),
-        phase=float(percentage.group(1)) if percentage else None,
+        phase=_percentage(description) if _BREATHING.search(description) else None,
         number=int(number[0]) if number else 0,
         slices=tuple(slices),
     )
+
+
+def _percentage(description: str) -> float | None:
+    """The first percentage that isn't of the reconstruction."""
+    found = re.search(r"(\d+(?:\.\d+)?)\s*%", _RECONSTRUCTION.sub("", description))
+    return float(found.group(1)) if found else None
+
+
+def _with_bare_phases(found: Sequence[DicomSeries]) -> list[DicomSeries]:
+    """The series, with percentages alone ("CT 30%") as phases where those of a study's day look like a breath."""
+    percentages: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
+    for series in found:
+        if (percentage := _percentage(series.description)) is not None:
+            percentages[series.study_uid, series.date].add(percentage)
+    breaths = {day for day, values in percentages.items() if _is_breath(values)}
+    return [
+        replace(series, phase=_percentage(series.description))
+        if (series.study_uid, series.date) in breaths
+        else series
+        for series in found
+    ]
+
+
+def _is_breath(percentages: set[float]) -> bool:
+    even = all(value <= 100 and value % _PHASE_STEP == 0 for value in percentages)
+    return even and 0 in percentages and len(percentages) >= _FEWEST_PHASES
 
 
 def _time_order(series: DicomSeries) -> tuple[str, float, str, int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
+import logging
 import math
 import os
 import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,13 +25,30 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
-from stnerp.io.dicom import check_dicom_file, memory_bytes, read_dicom_folder, read_dicom_series, reason
+from stnerp.io.dicom import (
+    check_dicom_file,
+    memory_bytes,
+    read_dicom_folder,
+    read_dicom_series,
+    read_multi_frame,
+    reason,
+)
+from stnerp.quiet import quiet_itk
+
+logger = logging.getLogger(__name__)
 
 # A nibabel image is `Any`: the library has no types.
 ImageLike: TypeAlias = "str | os.PathLike[str] | sitk.Image | np.ndarray | torch.Tensor | Any"
 
 _SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 _NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img")
+# What of a NIfTI header says where the voxels lie.
+_NIFTI_PLACE = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+# By this part voxel sizes may differ within a header.
+_SIZE_TOLERANCE = 1e-3
 _TIME_UNITS = {"sec": "s", "msec": "ms", "usec": "us"}
 # Deflate makes 1032 bytes of one at most, zeros all of them.
 _MOST_EXPANSION = 1032
@@ -44,6 +64,7 @@ _DATA_FILE = re.compile(
 _RAW = re.compile(rb"^(CompressedData[ \t]*=[ \t]*False|encoding[ \t]*:[ \t]*raw)", re.MULTILINE | re.IGNORECASE)
 _FIELD = re.compile(rb"^(\w+)[ \t]*=[ \t]*([^\r\n]*)", re.MULTILINE)
 _LARGEST_NUMBER = 1e12
+_NO_AFFINE = "image: the nibabel image has no affine; set one (index to RAS mm)"
 # A longer line of a field crashes the library by which ITK reads NRRD; written ones have a tenth.
 _NRRD_FIELD = 512
 
@@ -68,7 +89,8 @@ def read_images(path: str | os.PathLike[str]) -> tuple[list[sitk.Image], list[fl
 
     Times are in the file's own unit, so 35 ms apart reads 0, 35, 70 with unit "ms". A 3D file has one
     image and no times; nor has a folder of DICOM series, which are in the order of
-    `stnerp.io.dicom.dicom_series`. The unit (s, ms, us) is known for NIfTI files that state it.
+    `stnerp.io.dicom.dicom_series`. The unit (s, ms, us) is known for NIfTI files that state it. Times that
+    `stnerp.io.nifti_4d.write_nifti_4d` put beside a file, as .json, are the file's.
 
     Raises:
         MissingFileError: no such file or folder.
@@ -80,9 +102,36 @@ def read_images(path: str | os.PathLike[str]) -> tuple[list[sitk.Image], list[fl
     if len(images) == 1:
         return images, None, None
     if str(path).lower().endswith(_NIFTI_SUFFIXES):
-        return images, *_nifti_times(_nibabel_image(path).header, len(images))
+        return images, *_times_of_file(path, len(images))
     header = _read_header(path)
     return images, _ramp(header.GetOrigin()[3], header.GetSpacing()[3], len(images)), None
+
+
+def sidecar(path: Path) -> Path:
+    """The .json beside a NIfTI file: series.json of series.nii.gz."""
+    return path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
+
+
+def times_beside(path: Path) -> tuple[list[float], str | None] | None:
+    """Times and unit that `write_nifti_4d` put beside a 4D NIfTI file; None where no .json or a foreign one is.
+
+    Raises:
+        InputError: a .json of stnerp's that holds no times.
+    """
+    try:
+        found = json.loads(sidecar(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or set(found) != {"times", "time_unit"}:
+        return None
+    try:
+        times = [float(t) for t in found["times"]]
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(
+            f"{sidecar(path)}: holds no list of times; move it elsewhere, or write the series again"
+        ) from None
+    unit = found["time_unit"]
+    return times, unit if unit in _TIME_UNITS.values() else None
 
 
 def read_labels(path: str | os.PathLike[str]) -> sitk.Image:
@@ -118,14 +167,17 @@ def as_image(
     """A 3D SimpleITK image of a file, a SimpleITK or nibabel image, or an array (z, y, x).
 
     Args:
-        image: what to convert. Nibabel's RAS positions become LPS; the voxels keep their order.
+        image: what to convert. Nibabel's RAS positions become LPS; the voxels keep their order. A NIfTI image
+            of nibabel's lies where its file would: SimpleITK chooses between qform and sform, and the header's
+            unit counts.
         spacing_mm: (x, y, z), needed for arrays and tensors and only used there.
         origin: world position (LPS mm) of the first voxel's centre, for arrays.
         direction: nine direction cosines, row-major, for arrays.
 
     Raises:
         MissingFileError: no such file.
-        InputError: not 3D, several values per voxel, or an array without `spacing_mm`.
+        InputError: not 3D, several values per voxel, an array without `spacing_mm`, or a place that isn't in
+            space: sheared axes, voxels of no size in mm.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
@@ -162,14 +214,16 @@ def as_images(
             f"image: {type(image).__name__} is not an image; give a file, a SimpleITK or nibabel image, "
             "or an array (z, y, x)"
         )
-    if image.ndim not in (3, 4):
+    if image.ndim not in (3, 4) or 0 in image.shape:
         raise InputError(f"image: shape {image.shape} is not (z, y, x), nor (t, z, y, x) for a series")
     if spacing_mm is None:
         raise InputError("image: an array has no voxel size; give spacing_mm=(x, y, z)")
     volumes = list(image) if image.ndim == 4 else [image]
     z, y, x = volumes[0].shape
     grid = Grid((x, y, z), _triple(spacing_mm, "spacing_mm"), _triple(origin, "origin"), tuple(direction))
-    return [grid.image(_voxels(volume)) for volume in volumes], None, None
+    images = [grid.image(_voxels(volume)) for volume in volumes]
+    _check_geometry(images[0], "image", "give spacing_mm, origin and direction in mm")
+    return images, None, None
 
 
 def write_image(image: sitk.Image, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -225,12 +279,16 @@ def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
     # Before the voxels are read: a photograph is refused, however large, and a header that lies about its size.
     _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
     _check_size(reader, path)
-    _check_geometry(reader, str(path))
     check_dicom_file(path)
+    frames = read_multi_frame(path)
+    if frames is not None:
+        return _volumes(frames, str(path))
+    _check_geometry(reader, str(path))
     if str(path).lower().endswith((".mha", ".mhd")):
         _check_deflated(path)
     if str(path).lower().endswith(_NIFTI_SUFFIXES):
         _check_complete(path)
+        _check_sform(_nibabel_image(path).header, reader, str(path))
     try:
         image = _nifti_voxels(reader, path) if _is_misread(reader, path) else reader.Execute()
     except (RuntimeError, OSError, EOFError, zlib.error) as error:
@@ -365,22 +423,39 @@ def _are_numbers(words: Sequence[bytes], count: int) -> bool:
         return False
 
 
-def _check_geometry(image: sitk.Image | sitk.ImageFileReader, name: str) -> None:
+def _check_geometry(
+    image: sitk.Image | sitk.ImageFileReader, name: str, remedy: str = "correct the header"
+) -> None:
     """Refuse places that aren't in space: ITK passes on what a header says, NaN and shear included."""
     dimension = len(image.GetSize())
     spacing, origin = image.GetSpacing()[:3], image.GetOrigin()[:3]
     axes = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
     if not (np.isfinite([*spacing, *origin]).all() and np.isfinite(axes).all()):
-        raise InputError(f"{name}: its spacing, origin or direction isn't a number; correct the header")
+        raise InputError(f"{name}: its spacing, origin or direction isn't a number; {remedy}")
     extents = [n * s for n, s in zip(image.GetSize(), spacing, strict=False)]
     if not (_EXTENT_MM[0] <= min(extents) and max(extents) <= _EXTENT_MM[1]):
         listed = " x ".join(f"{extent:.3g}" for extent in extents)
-        raise InputError(f"{name}: is {listed} mm large; is its spacing in mm? correct the header")
+        raise InputError(f"{name}: is {listed} mm large; is its spacing in mm? {remedy}")
     if np.abs(axes).max() > 2 or np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:
         raise InputError(
             f"{name}: its axes are sheared or not of length 1; resample it onto a right-angled grid, or correct "
             "its direction"
         )
+
+
+def _check_sform(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
+    """Refuse voxels of two sizes: ITK takes the axes of the sform, and the size from elsewhere (pixdim)."""
+    if "sform_code" not in header or not header["sform_code"]:
+        return
+    dimension = len(reader.GetSize())
+    axes = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
+    with np.errstate(all="ignore"):  # numbers that aren't any make axes of their own
+        to_lps = np.diag([-1.0, -1.0, 1.0]) @ header.get_sform()[:3, :3]
+        sizes, stated = np.linalg.norm(to_lps, axis=0), np.abs(header["pixdim"][1:4])
+        same_axes = np.allclose(to_lps, axes * sizes, atol=_SHEAR * float(sizes.max()))
+        same_sizes = np.allclose(sizes, stated, rtol=_SIZE_TOLERANCE, atol=0)
+    if same_axes and not same_sizes:
+        raise InputError(f"{name}: its sform and its pixdim speak of voxels of two sizes; correct the header")
 
 
 def _check_complete(path: str | os.PathLike[str]) -> None:
@@ -452,22 +527,55 @@ def _volumes(image: sitk.Image, name: str) -> list[sitk.Image]:
 
 def _nibabel_images(image: Any) -> tuple[list[sitk.Image], list[float] | None, str | None]:
     voxels = np.asanyarray(image.dataobj)
-    if voxels.ndim not in (3, 4):
+    if voxels.ndim not in (3, 4) or 0 in voxels.shape:
         raise InputError(f"image: nibabel image of shape {voxels.shape}; expected a 3D image or a 4D series")
     volumes = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
     x, y, z = volumes.shape[1:]
-    grid = _grid_of_ras_affine(image.affine, (x, y, z))
+    is_nifti = isinstance(image, nibabel.Nifti1Pair)
+    grid = _grid_of_nifti(image, (x, y, z)) if is_nifti else _grid_of_ras_affine(image.affine, (x, y, z))
     # Nibabel's arrays are (x, y, z).
     images = [grid.image(_voxels(volume.T)) for volume in volumes]
+    _check_geometry(images[0], "image")
     if len(images) == 1 or not hasattr(image.header, "get_xyzt_units"):
         return images, None, None
     return images, *_nifti_times(image.header, len(images))
 
 
+def _grid_of_nifti(image: Any, size: tuple[int, int, int]) -> Grid:
+    """The grid on which ITK would read the file of a nibabel NIfTI image.
+
+    ITK is asked, by a file of the header alone: its choice between qform and sform is no affine of nibabel's.
+    """
+    if image.affine is None:
+        raise InputError(_NO_AFFINE)
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((2, 2, 2))
+    for field in _NIFTI_PLACE:
+        header[field] = image.header[field]
+    if not np.allclose(image.affine, image.header.get_best_affine()):  # as nibabel would write it
+        header.set_sform(image.affine, code="aligned")
+        header.set_qform(image.affine, code="unknown")
+    header["vox_offset"] = header.single_vox_offset
+    reader = sitk.ImageFileReader()
+    with tempfile.TemporaryDirectory() as folder, quiet_itk():
+        path = Path(folder) / "a.nii"
+        path.write_bytes(header.binaryblock + bytes(4))  # of no extensions
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            raise InputError(
+                "image: the nibabel image's affine is sheared, or has an axis of no length; resample it onto a "
+                "right-angled grid"
+            ) from None
+    _check_sform(header, reader, "image")
+    return Grid(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
 def _grid_of_ras_affine(affine: np.ndarray | None, size: tuple[int, int, int]) -> Grid:
     """The grid whose voxel centres lie where the affine (index to RAS mm) puts them."""
     if affine is None:
-        raise InputError("image: the nibabel image has no affine; set one (index to RAS mm)")
+        raise InputError(_NO_AFFINE)
     to_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
     spacing = np.linalg.norm(to_lps[:, :3], axis=0)
     if not np.all(spacing > 0):
@@ -481,6 +589,16 @@ def _grid_of_ras_affine(affine: np.ndarray | None, size: tuple[int, int, int]) -
         _triple(to_lps[:, 3], "origin"),
         tuple(float(cosine) for cosine in axes.ravel()),
     )
+
+
+def _times_of_file(path: str | os.PathLike[str], count: int) -> tuple[list[float] | None, str | None]:
+    """Times and unit of a 4D NIfTI file: those beside it where they are of so many images, else its header's."""
+    beside = times_beside(Path(path))
+    if beside is not None and len(beside[0]) == count:
+        return beside
+    if beside is not None:
+        logger.warning("%s: the %d times beside it aren't used, it has %d images", path, len(beside[0]), count)
+    return _nifti_times(_nibabel_image(path).header, count)
 
 
 def _nifti_times(header: Any, count: int) -> tuple[list[float] | None, str | None]:

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
       the number of points on the second.
     - 3D Slicer .fcsv, with RAS or LPS in its header (RAS where it has none, as Slicer reads it).
     - rows of x, y, z in LPS mm, separated by commas, semicolons, tabs or spaces; columns are found by
-      a header (x or x_mm, ...), else a fourth column, in front, is a label.
+      a header (x or x_mm, ...), else a fourth column, in front, is a label: names or whole numbers. Where
+      the last column may be the labels as well, the first must be the one that counts, from 0 or 1.
 
     Lines that are empty or start with # are skipped.
 
@@ -39,7 +41,8 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
     Raises:
         MissingFileError: no such file.
         InputError: an empty file, a line that isn't a point (its number is named), another number of
-            points than the file states, or an `index` file without `grid`.
+            points than the file states, columns that can be read in two ways, or an `index` file without
+            `grid`.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f"{path}: no such landmark file; check the path")
@@ -113,7 +116,7 @@ def _table(path: str | os.PathLike[str], lines: Sequence[_Line]) -> np.ndarray:
     header = rows[0][1]
     names = [re.sub(r"[^a-z]", "", field.lower()) for field in header]
     if any(_is_number(field) for field in header):
-        where = _columns_without_names(path, header)
+        where = _columns_without_names(path, [fields for _, fields in rows])
     else:
         rows = rows[1:]
         where = _columns_by_name(path, names)
@@ -145,28 +148,43 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _columns_by_name(path: str | os.PathLike[str], names: Sequence[str]) -> list[int]:
-    for x, y, z in (
-        ("x", "y", "z"),
-        ("xmm", "ymm", "zmm"),
-        ("xlpsmm", "ylpsmm", "zlpsmm"),
-        ("xlps", "ylps", "zlps"),
-    ):
-        if x in names and y in names and z in names:
-            return [names.index(axis) for axis in (x, y, z)]
-    raise InputError(f"{path}: the header must name the columns x, y, z (LPS mm); rename them")
-
-
-def _columns_without_names(path: str | os.PathLike[str], first: Sequence[str]) -> list[int]:
-    # A label may stand in front: a name or a whole number. A coordinate there means it stands behind.
-    label = first[0]
-    if len(first) == 4 and _is_number(label) and not float(label).is_integer():
-        raise InputError(f"{path}: four columns, and the first is no label; add a header that names x, y, z")
-    if len(first) not in (3, 4):
+    triples = (("x", "y", "z"), ("xmm", "ymm", "zmm"), ("xlpsmm", "ylpsmm", "zlpsmm"), ("xlps", "ylps", "zlps"))
+    found = [triple for triple in triples if set(triple) <= set(names)]
+    if not found:
+        raise InputError(f"{path}: the header must name the columns x, y, z (LPS mm); rename them")
+    if len(found) > 1 or any(names.count(axis) > 1 for axis in found[0]):
         raise InputError(
-            f"{path}: {len(first)} columns; give x, y, z, with or without a label before "
+            f"{path}: the header names x, y and z more than once; keep the columns of one image, in mm"
+        )
+    return [names.index(axis) for axis in found[0]]
+
+
+def _columns_without_names(path: str | os.PathLike[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    # A label may stand in front: names or whole numbers. A coordinate there means it stands behind.
+    columns = len(rows[0])
+    if columns not in (3, 4):
+        raise InputError(
+            f"{path}: {columns} columns; give x, y, z, with or without a label before "
             "them, or add a header that names x, y, z"
         )
-    return list(range(len(first)))[-3:]
+    first, last = [row[0] for row in rows], [row[-1] for row in rows]
+    if columns == 4 and any(_is_number(field) and not _is_whole(field) for field in first):
+        raise InputError(f"{path}: four columns, and the first is no label; add a header that names x, y, z")
+    if columns == 4 and all(map(_is_whole, [*first, *last])) and (_counts(last) or not _counts(first)):
+        raise InputError(
+            f"{path}: four columns, and the first or the last may be the label; add a header that names x, y, z"
+        )
+    return list(range(columns))[-3:]
+
+
+def _is_whole(field: str) -> bool:
+    return _is_number(field) and float(field) >= 0 and float(field).is_integer()
+
+
+def _counts(fields: Sequence[str]) -> bool:
+    """Whether these are 0, 1, 2, ... or 1, 2, 3, ..."""
+    numbers = [float(field) for field in fields]
+    return numbers[0] in (0, 1) and all(b - a == 1 for a, b in pairwise(numbers))
 
 
 def _point(path: str | os.PathLike[str], line: _Line, fields: Sequence[str]) -> list[float]:

@@ -3,7 +3,7 @@
 The header says where the voxels lie (sform and qform) and when they were there: `toffset` and `pixdim[4]`, in
 seconds, milliseconds, microseconds or a unit that NIfTI has no name for (phases, days). Times that aren't evenly
 spaced have no place in it: they stand in a file beside it, series.json for series.nii.gz, and the header's step
-is 0.
+is 0. `stnerp.load_series` reads them from there. A .json of others (a BIDS sidecar) is left alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import SimpleITK as sitk
 from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid, homogeneous
-from stnerp.io.image import check_writable
+from stnerp.io.image import check_writable, sidecar, times_beside
 
 VoxelType = Literal["uint8", "int16", "uint16", "float32"]
 
@@ -56,8 +56,9 @@ def write_nifti_4d(
 
     Raises:
         MissingFileError: the folder does not exist.
-        InputError: the file (or its .json) exists and `overwrite` is false; times that don't increase or don't
-            fit the volumes; volumes on different grids, or with values that the type doesn't hold.
+        InputError: the file (or its .json) exists and `overwrite` is false, or the .json is none of times;
+            times that don't increase or don't fit the volumes; volumes on different grids, or with values that
+            the type doesn't hold.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -66,7 +67,8 @@ def write_nifti_4d(
         raise InputError(f"times: {values} must be numbers that increase strictly")
     if time_unit not in _UNITS:
         raise InputError(f"time_unit: {time_unit!r} is none of NIfTI's; give s, ms, us, or None")
-    beside = _beside(path)
+    beside = sidecar(path)
+    _check_own(path, beside)
     check_writable(path, overwrite)
     check_writable(beside, overwrite)
     with replacing(path) as partial:
@@ -80,7 +82,7 @@ def write_nifti_4d(
 def nifti_times(path: str | os.PathLike[str]) -> list[float] | None:
     """The times of a 4D NIfTI file that stand beside it in a .json; None where its header knows them.
 
-    `stnerp.load_series(path, times=nifti_times(path))` reads any file that `write_nifti_4d` wrote.
+    `stnerp.load_series(path)` reads them, and their unit, by itself.
 
     Raises:
         MissingFileError: no such NIfTI file.
@@ -90,13 +92,15 @@ def nifti_times(path: str | os.PathLike[str]) -> list[float] | None:
     _suffix(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; check the path")
-    beside = _beside(path)
+    beside = sidecar(path)
     if not beside.is_file():
         return None
     try:
         return [float(t) for t in json.loads(beside.read_text(encoding="utf-8"))["times"]]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        raise InputError(f"{beside}: holds no list of times; remove it, or write the series again") from None
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise InputError(
+            f"{beside}: holds no list of times; move it elsewhere, or write the series again"
+        ) from None
 
 
 def _suffix(path: Path) -> str:
@@ -106,8 +110,16 @@ def _suffix(path: Path) -> str:
     return suffix
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name[: -len(_suffix(path))] + ".json")
+def _check_own(path: Path, beside: Path) -> None:
+    """Refuse to write where a .json would be lost that isn't of this module's."""
+    try:
+        own = not beside.is_file() or times_beside(path) is not None
+    except InputError:  # its own, and damaged
+        own = True
+    if not own:
+        raise InputError(
+            f"{beside}: holds something else than times, and would be lost; choose another name than {path.name}"
+        )
 
 
 def _opened(path: Path, suffix: str) -> IO[bytes]:
