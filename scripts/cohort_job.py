@@ -32,7 +32,11 @@ def main(path: Path, threads: str, gpu: str | None = None) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     log = path.with_suffix(".log")
     with log.open("ab") as file:
-        if not claimed(file):
+        for _ in range(20):  # whoever looks at it does so for an instant
+            if claimed(file):
+                break
+            time.sleep(0.05)
+        else:
             return 1
         job = json.loads(path.read_text(encoding="utf-8"))
         job["failure"] = ""
@@ -44,8 +48,10 @@ def main(path: Path, threads: str, gpu: str | None = None) -> int:
             file.flush()
             begin, start = file.tell(), time.perf_counter()
             code = run([sys.executable, str(SCRIPTS / f"{step}.py"), *overrides], environment, file)
+            spent = job.setdefault("spent", {})  # of all attempts: one that was interrupted goes on
+            spent[step] = round(spent.get(step, 0.0) + time.perf_counter() - start, 3)
             if code == 0:
-                job["seconds"][step] = round(time.perf_counter() - start, 3)
+                job["seconds"][step] = spent[step]
             else:
                 job["failure"] = f"{step}: {reason(code, log, begin)}"
             write(path, job)
@@ -54,13 +60,13 @@ def main(path: Path, threads: str, gpu: str | None = None) -> int:
     return 0
 
 
-def claimed(log: IO[bytes]) -> bool:
+def claimed(log: IO[bytes], shared: bool = False) -> bool:
     """Whether no other process works on this patient. The claim ends with the last process that has the log open,
-    however that ends."""
+    however that ends. A shared one is for looking: several may look."""
     if sys.platform == "win32":
         return True
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(log, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

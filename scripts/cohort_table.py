@@ -38,7 +38,7 @@ def status_of(job: Row, path: Path) -> str:
     log = path.with_suffix(".log")
     if log.is_file():
         with log.open("ab") as file:
-            if not claimed(file):
+            if not claimed(file, shared=True):
                 return RUNNING
     if job["failure"]:
         return FAILED

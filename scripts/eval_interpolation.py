@@ -81,6 +81,7 @@ def main(config: DictConfig) -> None:
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
+        (out / "train_def.yaml").unlink(missing_ok=True)  # of another fit, whose model.pt is replaced
         wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "config.yaml"))
         if ref_net is not None:
             wrote(ref_net.save(out / "ref_net.pt", overwrite=True))

@@ -28,6 +28,7 @@ from stnerp.io.rtstruct import Roi, read_rtstruct
 from stnerp.monitor import check_roi
 from stnerp.window import Window
 
+LEAST_HU = 100  # a window narrower than that isn't of HU, which whole numbers keep
 WRITES = ("series.*", "roi.*", "film.*")
 MASKS = Callable[[float, Grid], list[np.ndarray]]
 
@@ -78,7 +79,9 @@ def voxel_type(model: STNeRP, given: str) -> VoxelType:
     if given not in ("auto", "int16", "float32"):
         raise InputError(f"dtype: {given!r} must be auto, int16 or float32")
     if given == "auto":
-        return "int16" if model.window.low < 0 else "float32"
+        window = model.window
+        hounsfield = window.low < 0 and window.name != "percentile" and window.high - window.low >= LEAST_HU
+        return "int16" if hounsfield else "float32"
     return given  # type: ignore[return-value]
 
 

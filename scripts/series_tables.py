@@ -59,7 +59,8 @@ def with_contour_means(image: Mapping[str, Any]) -> Row:
     ]
     if names:
         row["dice"] = float(np.mean([image[f"dice_{name}"] for name in names]))
-        row["hd95_mm"] = float(np.mean([image[f"hd95_{name}_mm"] for name in names]))
+        if distances := [image[f"hd95_{name}_mm"] for name in names if f"hd95_{name}_mm" in image]:
+            row["hd95_mm"] = float(np.mean(distances))
     return row
 
 

@@ -43,6 +43,7 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
+OF_ANOTHER_FIT = ("summary.csv", "summary.md")  # of eval_interpolation.py, whose model.pt is replaced
 NEEDS = {"ref_net.pt": "run train_ref.py with the same out= first, or pass prior=false"}
 # Data that can change while the reference, and so the Ref-Net, stays the same.
 FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels", "rois")
@@ -71,6 +72,8 @@ def main(config: DictConfig) -> None:
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
+        for name in OF_ANOTHER_FIT:
+            (out / name).unlink(missing_ok=True)
         wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "train_def.yaml"))
         wrote(write_csv(out / "def_net_history.csv", model.history))
         wrote(loss_curve(out / "pictures" / "loss.png", model.history))

@@ -149,7 +149,7 @@ def _identity(series: Series, ref_net: RefNet | None, init: Init | None) -> dict
         "period": series.period,
         "reference": series.reference,
         "window": (series.window.low, series.window.high),
-        "ref_net": None if ref_net is None else fingerprint(ref_net),
+        "ref_net": None if ref_net is None else (ref_net.settings, fingerprint(ref_net)),
         "init": _init_identity(init),
     }
 
@@ -164,7 +164,7 @@ def _init_identity(init: Any) -> object:
     if isinstance(init, Sequence) and not isinstance(init, str):
         return [_init_identity(fit) for fit in init]
     if isinstance(init, STNeRP):
-        return fingerprint(init.def_net)
+        return (init.grid, init.times, fingerprint(init.def_net), fingerprint_of(init.alignments))
     if isinstance(init, sitk.Image | PairRegistration):
         return _image_identity(init if isinstance(init, sitk.Image) else init.displacement)
     if init is not None and Path(init).is_file():

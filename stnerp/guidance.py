@@ -8,7 +8,6 @@ Both are distances in mm at points, which don't depend on the images' resolution
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from stnerp.errors import InputError
 from stnerp.geometry import Grid, apply_affine
 from stnerp.presets import DefNetSettings
 from stnerp.series import Series
+from stnerp.time_basis import index_at
 from stnerp.warp import sample, smoothed
 
 # Of a displacement (1, 3, z, y, x), target -> reference, in cube units of the series' grid: a distance in mm.
@@ -80,9 +80,9 @@ def image_at(series: Series, t: float, argument: str) -> int:
     Raises:
         InputError: there is none; the message names the argument.
     """
-    for i in series.targets:
-        if math.isclose(series.times[i], t, rel_tol=1e-9, abs_tol=1e-12):
-            return i
+    i = index_at(series.times, t)
+    if i is not None and i != series.reference:
+        return i
     listed = ", ".join(f"{series.times[i]:g}" for i in series.targets)
     raise InputError(f"{argument}: {t} is not the time of an image besides the reference; those are {listed}")
 
@@ -104,7 +104,8 @@ def landmark_guide(series: Series, i: int, alignment: np.ndarray, device: torch.
 
 def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.device | str = "cpu") -> Guide:
     """How far surfaces of image i, once moved, are from the reference's: mean robust distance, mm, of each label
-    that both masks have, each counting as much as another.
+    that both masks have, each counting as much as another. What comes from beyond the reference's mask has no
+    surface there to meet, and doesn't count.
 
     Raises:
         InputError: no label in common.
@@ -112,7 +113,7 @@ def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.d
     mask, reference = series.masks[i], series.masks[series.reference]
     assert mask is not None
     assert reference is not None
-    surfaces = []
+    surfaces, drawn = [], Grid.of(reference)
     for label in sorted(_labels(mask) & _labels(reference)):
         distance, box = signed_distance(reference, label)
         points = surface_points(*signed_distance(mask, label))
@@ -128,8 +129,10 @@ def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.d
     def guide(displacement: torch.Tensor) -> torch.Tensor:
         off = []
         for points, distance, box in surfaces:
-            there = box.world_to_cube(series.grid.cube_to_world(_moved(points, displacement)))
-            off.append(losses.robust_distance(sample(distance, there[None]).square()))
+            there_mm = series.grid.cube_to_world(_moved(points, displacement))
+            squared_mm = sample(distance, box.world_to_cube(there_mm)[None]).square().flatten()
+            within = (drawn.world_to_cube(there_mm.detach()).abs() <= 1).all(-1)
+            off.append(losses.robust_distance(squared_mm * within) / within.float().mean().clamp(min=1e-6))
         return torch.stack(off).mean()
 
     return guide

@@ -211,7 +211,7 @@ class STNeRP:
         Returns:
             Rows, one a time and label, as `stnerp.monitor.monitor` describes them.
         """
-        return monitor(self, roi, times, measured=self.times, series=series, name=name)
+        return monitor(self, roi, times, measured=self.times, period=self.period, series=series, name=name)
 
     # -- files
 

@@ -22,6 +22,7 @@ from stnerp.io.image import to_labels
 from stnerp.labels import carried_labels
 from stnerp.metrics import roi_measures
 from stnerp.series import Series
+from stnerp.time_basis import index_at
 from stnerp.warp import sample
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def monitor(
     times: Iterable[float],
     *,
     measured: Sequence[float] = (),
+    period: float | None = None,
     series: Series | None = None,
     name: str = "roi",
 ) -> list[Row]:
@@ -57,6 +59,7 @@ def monitor(
         roi: labels drawn on the reference, on any grid in its world space.
         times: any, in the user's unit.
         measured: times of scans, to be marked.
+        period: of these, if they repeat.
         series: the scans, for `intensity_change` and `covered_percent` at their times.
         name: of the ROI; of several labels, the rows say which ("gtv label 2").
 
@@ -92,9 +95,15 @@ def monitor(
     for t in wanted:
         grid = around(moving.map_points(surface_mm, t, inverse=True), Grid.of(roi))
         carried = carried_labels(roi, grid, _to_reference(moving, t))
-        scan = None if series is None or t not in series.times else series.images[series.times.index(t)]
+        i = None if series is None else index_at(series.times, t, series.period)
+        scan = None if series is None or i is None else series.images[i]
         for region in regions:
-            row = {"roi": region.name, "label": region.label, "time": t, "measured": t in measured}
+            row = {
+                "roi": region.name,
+                "label": region.label,
+                "time": t,
+                "measured": index_at(measured, t, period) is not None,
+            }
             rows.append(row | region.at(moving, t, carried, scan))
     return rows
 

@@ -227,10 +227,11 @@ def remove(path: Path) -> None:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """A checksum of a network's parameters."""
+    """A checksum of a network's parameters and buffers, by their names."""
     check = 0
-    for parameter in net.parameters():
-        check = zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes(), check)
+    for name, values in net.state_dict().items():
+        check = zlib.crc32(name.encode(), check)
+        check = zlib.crc32(values.detach().cpu().contiguous().numpy().tobytes(), check)
     return f"{check:08x}"
 
 

@@ -6,6 +6,7 @@ cubic splines, the k-th one at knot k and zero at all other knots, the reference
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,15 @@ import numpy as np
 
 MAX_KNOTS = 9
 MAX_HARMONICS = 3
+
+
+def index_at(times: Sequence[float], t: float, period: float | None = None) -> int | None:
+    """Index of the measured time that t is, but for rounding and for whole periods; None where it is none."""
+    for i, time in enumerate(times):
+        apart = abs(t - time) if period is None else abs(math.remainder(t - time, period))
+        if apart <= 1e-9 * max(abs(t), abs(time), period or 0.0) + 1e-12:
+            return i
+    return None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.model import STNeRP
 from stnerp.monitor import MOST_POINTS, check_roi, jacobian_at, label_points
 from stnerp.series import Series
-from stnerp.time_basis import neighbours
+from stnerp.time_basis import index_at, neighbours
 from stnerp.velocity import compose, exponential
 
 REFIT_LEVELS = ((8.0, 12.0, 60), (4.0, 6.0, 50))  # the fast preset without its last, dearest level
@@ -174,7 +174,8 @@ def uncertainty_at(model: STNeRP, fits: Sequence[STNeRP], points_mm: np.ndarray,
     The distance is from the model, not from the refits' mean: a model that stopped too early is off by itself. At
     a time that the model was fitted to, refits that didn't see its scan are left out; NaN if all are.
     """
-    used = [fit for fit in fits if t in fit.times or t not in model.times]
+    elsewhere = index_at(model.times, t, model.period) is None
+    used = [fit for fit in fits if elsewhere or index_at(fit.times, t, fit.period) is not None]
     if not used:
         return np.full(len(points_mm), np.nan)
     here_mm = model.map_points(points_mm, t)
@@ -283,15 +284,16 @@ class _Judge:
             measures |= numbers
             reasons += sentences
         found = self.agreements.get(t)
-        return Verdict(t, t in self.model.times, tuple(reasons), measures, found)
+        measured = index_at(self.model.times, t, self.model.period) is not None
+        return Verdict(t, measured, tuple(reasons), measures, found)
 
     def alignment(self, t: float) -> np.ndarray:
         return affine_at(self.model.alignments, self.model.times, t, self.model.period)
 
     def scan_at(self, t: float) -> Finding:
         """The scan of this time; at a time without one, whether those around it are in doubt."""
-        if t in self.series.times:
-            return self.scan(self.series.times.index(t))
+        if (i := index_at(self.series.times, t, self.series.period)) is not None:
+            return self.scan(i)
         doubtful = [i for i in self.around(t) if self.scan(i)[1]]
         return {}, [f"the scan at t = {self.series.times[i]:g}, next to this time, is in doubt" for i in doubtful]
 
@@ -350,7 +352,8 @@ class _Judge:
         if self.exchanged is None:
             return {}, []
         i, j, gain = self.exchanged
-        elsewhere = t in self.series.times and self.series.times.index(t) not in (i, j)
+        here = index_at(self.series.times, t, self.series.period)
+        elsewhere = here is not None and here not in (i, j)
         if gain <= self.limits.order_percent or elsewhere:
             return {"order_percent": gain}, []
         first, second = self.series.times[i], self.series.times[j]

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from stnerp.io.dicom import dicom_series, write_dicom_series
 from stnerp.io.nifti_4d import nifti_times
 from stnerp.io.rtstruct import Roi, read_rtstruct, write_rtstruct, write_structures
 from stnerp.phantom import LABELS, Phantom
+from stnerp.window import Window
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PHANTOM = Phantom((24, 19, 12), 15.0)
@@ -188,3 +190,6 @@ def test_settings_that_are_no_use(fitted: Path) -> None:
             call()
     assert script.grid_of(model, None) == model.grid
     assert script.voxel_type(model, "auto") == "int16"
+    for low, high, name in ((-3.1, 3.0, "percentile"), (-1.0, 1.0, "custom"), (-40.0, 980.0, "percentile")):
+        other = SimpleNamespace(window=Window(low, high, name))  # in whole numbers next to nothing would be left
+        assert script.voxel_type(other, "auto") == "float32"

@@ -144,6 +144,22 @@ def test_pre_alignment_counts(name: str) -> None:
     assert np.abs(apply_affine(alignment, points) - shifted().landmarks[1]).max() < 1e-9
 
 
+def test_what_the_reference_cuts_off_pulls_nowhere() -> None:
+    """A ball of which the reference shows the lower part: what the target shows besides has nothing to meet."""
+    whole = Grid((30, 30, 30), (4.0, 4.0, 4.0), (-58.0, -58.0, -58.0))
+    radius_mm = np.linalg.norm(whole.points_world(), axis=-1)
+    image, mask = whole.image((100 - radius_mm).astype(np.float32)), whole.image((radius_mm < 40).astype(np.uint8))
+    series = load_series([image[:, :, :16], image], [0.0, 1.0], masks=[mask[:, :, :16], mask])
+    guide = guides_of(series, np.stack([np.eye(4)] * 2), DefNetSettings(contours=1.0))[1]["contours"]
+    still = torch.zeros(1, 3, 8, 15, 15, requires_grad=True)
+    cost = guide(still)
+    cost.backward()
+    assert float(cost.detach()) < 0.02  # of masks smoothed beside a border; with what is cut off it would be 3 mm
+    upwards = torch.full((1, 3, 8, 15, 15), 0.0)
+    upwards[:, 2] = -0.1  # points come from 0.1 half extents further down, 3 mm
+    assert float(guide(upwards)) > 0.5
+
+
 def test_every_label_counts_alike() -> None:
     both = guides(shifted())["contours"]
     z, y, x = np.meshgrid(*map(np.arange, GRID.shape), indexing="ij")

@@ -197,6 +197,12 @@ def test_a_row_for_each_label_and_time() -> None:
     assert "intensity_change" not in rows[0]
 
 
+def test_a_phase_is_measured_in_every_cycle() -> None:
+    moving = Affine(GRID, np.eye(4))
+    rows = monitor.monitor(moving, box(GRID), [0.3, 1.3, 0.4], measured=(0.0, 3 * 0.1), period=1.0)
+    assert {row["time"]: row["measured"] for row in rows} == {0.3: True, 0.4: False, 1.3: True}
+
+
 def test_mistakes_are_named() -> None:
     still = Affine(GRID, np.eye(4))
     with pytest.raises(InputError, match="gtv: is empty"):
@@ -262,7 +268,14 @@ def test_the_script_writes_a_table_and_a_picture(run_directory: Path, capsys: py
     with (run_directory / "monitor" / "heart.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["time"]) for row in rows] == [0, 0.25, 0.4, 0.5, 0.75, 1]
-    assert [bool(row["intensity_change"]) for row in rows] == [True, True, False, True, True, False]
+    assert [bool(row["intensity_change"]) for row in rows] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]  # at 1 a cycle is over
     assert (run_directory / "monitor" / "heart.png").stat().st_size > 0
     assert "volume_change_percent" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import importlib
 import logging
@@ -268,8 +269,14 @@ def test_a_checkpoint_of_another_fit_is_refused_and_kept(series: Series, ref_net
         "points": lambda: fit_deformation(replace(series, landmarks=tuple(points)), ref_net, **brief),
         "times": lambda: fit_deformation(replace(series, times=(0.0, 0.2, 0.3, 0.5)), ref_net, **brief),
     }
+    half = copy.deepcopy(ref_net)  # the same parameters: what it adds to its network is a buffer
+    assert half.remainder is not None
+    half.remainder = half.remainder + 0.5
+    others |= {"ref_net ": lambda: fit_deformation(series, half, **brief)}
     for names, fit in others.items():
-        with pytest.raises(InputError, match=rf"fit\.ckpt: is of an unfinished fit with other {names};.*remove"):
+        with pytest.raises(
+            InputError, match=rf"fit\.ckpt: is of an unfinished fit with other {names.strip()};.*remove"
+        ):
             fit()
     with pytest.raises(InputError, match="with other network"):
         fit_reference(series, checkpoint=path, **REF_NET)

@@ -241,6 +241,17 @@ def test_eval_interpolation_holds_images_out(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "summary.md").read_text(encoding="utf-8").startswith("| method |")
 
 
+def test_a_run_directory_holds_one_fit(tmp_path: Path) -> None:
+    """Where model.pt is replaced, what names the scans or means of the other fit must not stay."""
+    common = [f"out={tmp_path}", *TINY_PHANTOM, *QUICK, "prior=false"]
+    run("eval_interpolation", *common, "held_out=[2]")
+    run("train_def", *common, "overwrite=true", "data.seed=7")
+    assert not (tmp_path / "summary.csv").exists()
+    assert not (tmp_path / "summary.md").exists()
+    run("eval_interpolation", *common, "held_out=[2]", "overwrite=true", "data.seed=3")
+    assert not (tmp_path / "train_def.yaml").exists()
+
+
 def test_eval_interpolation_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["eval_interpolation", f"out={tmp_path}", *TINY_PHANTOM, *QUICK]
     assert "give either held_out" in refused(capsys, *common)

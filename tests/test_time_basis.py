@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from stnerp.time_basis import MAX_HARMONICS, MAX_KNOTS, Gaps, TimeBasis
+from stnerp.time_basis import MAX_HARMONICS, MAX_KNOTS, Gaps, TimeBasis, index_at
 
 IRREGULAR = (0.0, 1.5, 2.0, 7.0, 7.5, 12.0)
 
@@ -108,6 +108,14 @@ def test_many_times_share_few_knots() -> None:
     # Evenly: with nine knots over 99, gaps of about 12, and one of them halved by the reference.
     assert np.diff(basis.knots).max() <= 13
     assert TimeBasis(times, 99.0).size == MAX_KNOTS - 1
+
+
+def test_which_measured_time_it_is() -> None:
+    times = (0.0, 0.3, 0.6)
+    assert [index_at(times, t) for t in (0.0, 3 * 0.1, 0.6, 0.31, 1.3)] == [0, 1, 2, None, None]
+    assert [index_at(times, t, 1.0) for t in (1.3, -0.7, 5.6, 7.0, 1.31, 0.95)] == [1, 1, 2, 0, None, None]
+    assert index_at((1e6,), 1e6 + 1e-4) == 0  # rounding of that size of numbers
+    assert index_at((1e6,), 1e6 + 1e-2) is None
 
 
 def test_measured_range() -> None:
