@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from stnerp import InputError, Series, STNeRP
 from stnerp.io.dicom import DicomSeries, dicom_series, series_grid
 from stnerp.io.image import read_labels
 from stnerp.io.rtstruct import rtstruct_contents
-from stnerp.series import natural_order
+from stnerp.series import matches_of
 
 NEEDS = {"model.pt": "run train_def.py with the same out= first"}
 
@@ -65,9 +64,14 @@ def fitted_series(out: Path, model: STNeRP) -> Series:
     raise InputError(f"{saved}: names other scans than those of model.pt; run train_def.py again")
 
 
+def found_config(out: Path) -> Path | None:
+    """The config of the fit in a run directory, as its script left it."""
+    return next((path for path in (out / "train_def.yaml", out / "config.yaml") if path.is_file()), None)
+
+
 def saved_config(out: Path) -> Path:
-    """The config of the fit in a run directory; InputError where it is gone."""
-    saved = next((path for path in (out / "train_def.yaml", out / "config.yaml") if path.is_file()), None)
+    """`found_config`; InputError where it is gone."""
+    saved = found_config(out)
     if saved is None:
         raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the model's scans")
     return saved
@@ -112,8 +116,7 @@ def _times_of(given: Any, count: int) -> list[float]:
 
 def _dicom_of(images: Any, saved: Path) -> list[DicomSeries]:
     """The series that `images` of `load_series` names, if all are DICOM."""
-    if isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images):
-        images = sorted(glob.glob(images, recursive=True), key=natural_order)
+    images = matches_of(images)
     if isinstance(images, Sequence) and not isinstance(images, str) and len(images) == 1:
         images = images[0]
     one_folder = isinstance(images, str | os.PathLike)

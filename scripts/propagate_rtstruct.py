@@ -28,6 +28,7 @@ from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, dicom_series, read_dicom_series, series_grid
 from stnerp.io.rtstruct import Roi, StructureSet, carried_rois, plain_name, read_rtstruct, shown, write_structures
 from stnerp.report import text_table, write_csv
+from stnerp.time_basis import index_at
 
 # Interpreted types of what doesn't move with the patient: DICOM PS3.3 C.8.8.8.1.
 NOT_ANATOMY = {"SUPPORT", "FIXATION", "ISOCENTER", "REGISTRATION", "DOSE_MEASUREMENT", "BRACHY_ACCESSORY", "BOLUS"}
@@ -156,11 +157,8 @@ def check_target(target: DicomSeries, t: float, scans: Sequence[FittedScan], per
 
 
 def is_time_of(t: float, scans: Sequence[FittedScan], period: float | None) -> bool:
-    """Whether t is the time of one of the scans, but for rounding and for whole periods."""
-    apart = np.abs(t - np.array([scan.time for scan in scans]))
-    if period is not None:
-        apart = np.minimum(apart % period, period - apart % period)
-    return bool((apart < 1e-5 * max(1.0, abs(t))).any())
+    """Whether t is the time of one of the scans, but for rounding as people do and for whole periods."""
+    return index_at([scan.time for scan in scans], t, period, within=1e-5 * max(1.0, abs(t))) is not None
 
 
 def check_reference(structures: StructureSet, reference: DicomSeries) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
-from fitted_run import read_label_roi, roi_name
+from fitted_run import found_config, read_label_roi, roi_name
 from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, STNeRP
@@ -64,12 +64,10 @@ def main(config: DictConfig) -> None:
 
 def saved_config(out: Path) -> DictConfig:
     """The configuration of the fit, as its script left it; empty where there is none."""
-    for name in ("train_def.yaml", "config.yaml"):
-        if (out / name).is_file():
-            saved = OmegaConf.load(out / name)
-            assert isinstance(saved, DictConfig)
-            return saved
-    return OmegaConf.create({})
+    path = found_config(out)
+    saved = OmegaConf.create({}) if path is None else OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    return saved
 
 
 def patient_of(saved: DictConfig, model: STNeRP, out: Path) -> PatientData:

@@ -234,6 +234,11 @@ def _optimise(
             schedules.append(cosine(optimisers[1], remaining))
             state.parts["detail_schedule"] = schedules[1]
 
+    def set_rate(rate: float, over: int, done: int = 0) -> None:
+        adam.param_groups[0]["lr"] = rate
+        if schedules:
+            schedules[0] = state.parts["schedule"] = cosine(adam, over, done)
+
     saved = fit.saved("def_net")
     if saved is not None and "detail_adam" in saved["parts"]:
         free_the_detail(steps)  # how many there are stands in the schedule's state
@@ -251,16 +256,12 @@ def _optimise(
                 images.give_back(fit.kept("pull", images.pull))  # of the level's start, also if it goes on later
             if images.detailed is not None and len(optimisers) == 1:
                 free_the_detail(sum(lengths[number:]))
-            if state.step == until - length:  # else it goes on within the level
-                if level.learning_rate is not None:
-                    adam.state.clear()
-                    adam.param_groups[0].update(lr=level.learning_rate, initial_lr=level.learning_rate)
-                    if schedules:
-                        schedules[0] = state.parts["schedule"] = cosine(adam, length)
-                elif number > 0 and settings.levels[number - 1].learning_rate is not None:
-                    adam.param_groups[0].update(lr=settings.learning_rate)
-                    if schedules:
-                        schedules[0] = state.parts["schedule"] = cosine(adam, steps, state.step)
+            begins, own = state.step == until - length, level.learning_rate
+            if begins and own is not None:
+                adam.state.clear()
+                set_rate(own, length)
+            elif begins and number > 0 and settings.levels[number - 1].learning_rate is not None:
+                set_rate(settings.learning_rate, steps, state.step)
             for step in fit.steps(until):
                 net.zero_grad(set_to_none=True)
                 values = images.backward(_chosen_times(fitted, level, draw), draw)

@@ -77,8 +77,10 @@ class LocalNCC:
         self.fixed_mean = self._mean(self.fixed)
         variance = self._mean(self.fixed**2) - self.fixed_mean**2
         self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
-        one = (COUNTS_ONE * edge_deviation(variance, weight)).clamp(min=max(noise, 1e-6))
-        self.counts = (self.fixed_deviation / one) ** contrast if contrast else None
+        self.counts: torch.Tensor | None = None
+        if contrast:
+            one = (COUNTS_ONE * edge_deviation(variance, weight)).clamp(min=max(noise, 1e-6))
+            self.counts = (self.fixed_deviation / one) ** contrast
 
     def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.

@@ -97,13 +97,9 @@ def monitor(
         carried = carried_labels(roi, grid, _to_reference(moving, t))
         i = None if series is None else index_at(series.times, t, series.period)
         scan = None if series is None or i is None else series.images[i]
+        is_measured = index_at(measured, t, period) is not None
         for region in regions:
-            row = {
-                "roi": region.name,
-                "label": region.label,
-                "time": t,
-                "measured": index_at(measured, t, period) is not None,
-            }
+            row = {"roi": region.name, "label": region.label, "time": t, "measured": is_measured}
             rows.append(row | region.at(moving, t, carried, scan))
     return rows
 

@@ -179,11 +179,7 @@ def _load_images(
     images: ImageLike | Sequence[ImageLike], spacing_mm: Sequence[float] | None
 ) -> tuple[list[sitk.Image], list[str], Sequence[float] | np.ndarray | None, str | None]:
     """Images, names, and the times and their unit where a 4D file has them."""
-    if isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images):
-        matches = sorted(glob.glob(images, recursive=True), key=natural_order)
-        if not matches:
-            raise MissingFileError(f"images: no file matches the pattern {images}; check it")
-        images = matches
+    images = matches_of(images)
     if _is_list(images):
         if len(images) == 1:
             return _load_images(images[0], spacing_mm)
@@ -207,6 +203,20 @@ def _load_images(
         return volumes, [f"{name}[{i}]" for i in range(len(volumes))], times, unit
     volumes, times, unit = as_images(images, spacing_mm)
     return volumes, [f"image {i}" for i in range(len(volumes))], times, unit
+
+
+def matches_of(images: Any) -> Any:
+    """The files of a pattern, in natural order: t2 before t10; whatever else `images` is, as it is.
+
+    Raises:
+        MissingFileError: a pattern without a match.
+    """
+    if not (isinstance(images, str) and not os.path.exists(images) and glob.has_magic(images)):
+        return images
+    matches = sorted(glob.glob(images, recursive=True), key=_natural_order)
+    if not matches:
+        raise MissingFileError(f"images: no file matches the pattern {images}; check it")
+    return matches
 
 
 def _one_series(image: Any) -> DicomSeries | None:
@@ -259,7 +269,7 @@ def _named(convert: Any, value: Any, name: str, *arguments: Any) -> Any:
         raise InputError(f"{name}: {str(error).removeprefix('image: ')}") from None
 
 
-def natural_order(path: str) -> list[tuple[int, str]]:
+def _natural_order(path: str) -> list[tuple[int, str]]:
     """Numbers in names by their value: t2 before t10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path) if part]
 

@@ -16,11 +16,18 @@ MAX_KNOTS = 9
 MAX_HARMONICS = 3
 
 
-def index_at(times: Sequence[float], t: float, period: float | None = None) -> int | None:
-    """Index of the measured time that t is, but for rounding and for whole periods; None where it is none."""
+def index_at(
+    times: Sequence[float], t: float, period: float | None = None, within: float | None = None
+) -> int | None:
+    """Index of the measured time that t is, but for whole periods and `within`; None where it is none.
+
+    Args:
+        within: how far they may lie apart; None: as far as rounding takes them.
+    """
     for i, time in enumerate(times):
         apart = abs(t - time) if period is None else abs(math.remainder(t - time, period))
-        if apart <= 1e-9 * max(abs(t), abs(time), period or 0.0) + 1e-12:
+        rounding = 1e-9 * max(abs(t), abs(time), period or 0.0) + 1e-12
+        if apart <= (rounding if within is None else within):
             return i
     return None
 

@@ -418,27 +418,17 @@ def _read(series: DicomSeries) -> sitk.Image:
     return image
 
 
-def check_dicom_file(path: str | os.PathLike[str]) -> None:
-    """Refuse a DICOM file whose pixels aren't all there; other files pass.
-
-    Raises:
-        InputError: a damaged file.
-    """
-    header = _read_header(Path(path))
-    if header is not None:
-        _check_pixels(header)
-
-
 def read_multi_frame(path: str | os.PathLike[str]) -> sitk.Image | None:
     """The volume of a multi-frame DICOM file; None for any other file.
 
     Raises:
-        InputError: frames that make no single even stack, or a damaged file.
+        InputError: frames that make no single even stack, or a damaged DICOM file, of one frame too.
     """
     header = _read_header(Path(path))
-    if header is None or not header.size or header.size[2] == 1:
+    if header is None:
         return None
-    return _read(_describe([header], path))
+    _check_pixels(header)
+    return _read_frames(_describe([header], path)) if header.size and header.size[2] > 1 else None
 
 
 def memory_bytes() -> float:
@@ -545,11 +535,9 @@ def _of_groups(groups: Iterable[Dataset], sequence: str, keyword: str) -> tuple[
 
 def _frame_step(positions: np.ndarray, path: str) -> np.ndarray:
     """From one frame to the next, (3,) LPS mm, once the frames are known to be a regular stack."""
-    first, last, count = positions[0], positions[-1], len(positions)
-    step = (last - first) / (count - 1)
-    distinct = len(set(map(tuple, positions.round(3).tolist())))
-    astray = np.linalg.norm(positions - (first + np.arange(count)[:, None] * step), axis=1)
-    if distinct < count or astray.max() > _POSITION_TOLERANCE * np.linalg.norm(step):
+    step, even = _step(positions)
+    count, distinct = len(positions), len(set(map(tuple, positions.round(3).tolist())))
+    if distinct < count or not even:
         kind = "a series in one file" if distinct < count else "unevenly spaced or in no order"
         places = "one position" if distinct == 1 else f"{distinct} positions"
         raise InputError(f"{path}: has {count} frames at {places} ({kind}); convert it to NIfTI, by dcm2niix say")
@@ -558,11 +546,8 @@ def _frame_step(positions: np.ndarray, path: str) -> np.ndarray:
 
 def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> np.ndarray:
     """From one slice to the next, (3,) LPS mm, once the slices are known to be a regular stack."""
-    first, last, count = positions[0], positions[-1], len(positions)
-    step = (last - first) / (count - 1)
-    distance = np.linalg.norm(step)
-    astray = np.linalg.norm(positions - (first + np.arange(count)[:, None] * step), axis=1)
-    if astray.max() > _POSITION_TOLERANCE * distance:
+    step, even = _step(positions)
+    if not even:
         gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
         raise InputError(
             f"{series.folder}: series '{series.description}' has missing or unevenly spaced slices "
@@ -570,8 +555,15 @@ def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> 
             f"{_position_text(positions[gaps.argmax()])}); export it again, complete"
         )
     row, column = np.array(_numbers(series.slices[0].tags["0020|0037"])).reshape(2, 3)
-    _check_drift(last - first, row, column, series, pixel_mm)
+    _check_drift(positions[-1] - positions[0], row, column, series, pixel_mm)
     return step
+
+
+def _step(positions: np.ndarray) -> tuple[np.ndarray, bool]:
+    """From one slice to the next, (3,), on average, and whether all (N, 3) keep to it."""
+    step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    astray = np.linalg.norm(positions - (positions[0] + np.arange(len(positions))[:, None] * step), axis=1)
+    return step, bool(astray.max() <= _POSITION_TOLERANCE * np.linalg.norm(step))
 
 
 def _check_drift(

@@ -26,7 +26,6 @@ from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import (
-    check_dicom_file,
     memory_bytes,
     read_dicom_folder,
     read_dicom_series,
@@ -279,7 +278,6 @@ def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
     # Before the voxels are read: a photograph is refused, however large, and a header that lies about its size.
     _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
     _check_size(reader, path)
-    check_dicom_file(path)
     frames = read_multi_frame(path)
     if frames is not None:
         return _volumes(frames, str(path))
