@@ -77,6 +77,11 @@ def saved_config(out: Path) -> Path:
     return saved
 
 
+def fitted_align(out: Path) -> str:
+    """The pre-alignment of the fit in a run directory, as its saved config has it; "auto" where it says none."""
+    return str(OmegaConf.select(OmegaConf.load(saved_config(out)), "align", default="auto"))
+
+
 @dataclass(frozen=True)
 class FittedScan:
     """A DICOM series that a model was fitted to, and when it was taken, in the model's unit."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, fitted_series, measured_range, read_label_roi, times_of
+from fitted_run import NEEDS, fitted_align, fitted_series, measured_range, read_label_roi, times_of
 from run_directory import (
     CONFIGS,
     check_free,
@@ -49,7 +49,8 @@ def main(config: DictConfig) -> None:
         series = fitted_series(out, model)
         fits = []
         if config.refits:
-            common = {"align": config.align, "device": config.device, "progress": config.progress}
+            align = fitted_align(out) if config.align is None else config.align
+            common = {"align": align, "device": config.device, "progress": config.progress}
             fits = refits(series, config.refits, seed=config.seed + 1, **common)
         found = verdicts(model, series, times, fits=fits, roi=roi, limits=limits)
         folder.mkdir(exist_ok=True)

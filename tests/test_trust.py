@@ -6,7 +6,6 @@ import csv
 import importlib
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,12 @@ def test_the_script_writes_maps_and_says_where_to_look(
 ) -> None:  # fmt: skip
     optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    quick = partial(trust.refits, levels=[(12, 24, 5)])
+    aligned = []
+
+    def quick(*arguments: Any, align: str, **common: Any) -> list[STNeRP]:
+        aligned.append(align)
+        return trust.refits(*arguments, align=align, levels=[(12, 24, 5)], **common)
+
     monkeypatch.setattr(importlib.import_module("trust"), "refits", quick)
     good.save(tmp_path / "model.pt")
     for i, image in enumerate(scans.images):
@@ -266,7 +270,7 @@ def test_the_script_writes_maps_and_says_where_to_look(
     files = ", ".join(f"{tmp_path}/{i}.nii.gz" for i in range(4))
     (tmp_path / "train_def.yaml").write_text(
         f"data: {{kind: files, images: [{files}], times: [0, 1, 2, 3], period: null, reference: 0, "
-        "window: [0, 1], masks: null, landmarks: null, label_names: null, contours: null}\n"
+        "window: [0, 1], masks: null, landmarks: null, label_names: null, contours: null}\nalign: none\n"
     )
     common = [f"out={tmp_path}", "times=[2,2.5]", "progress=false", "refits=2"]
     script(*common, "limits={uncertainty_mm: 0.01}")
@@ -281,6 +285,7 @@ def test_the_script_writes_maps_and_says_where_to_look(
         "t2_correlation.nii.gz", "t2_difference.nii.gz"
     }  # fmt: skip
     assert (tmp_path / "trust" / "trust.png").stat().st_size > 0
+    assert aligned == ["none"]  # as the fit itself was
     printed = capsys.readouterr().out
     assert "t = 2.5: look here: " in printed
     assert "other fits of the same scans" in printed
