@@ -157,7 +157,7 @@ class DefNetSettings:
     network_mm: float | None = 8.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.15
+    detail_total_variation: float = 0.13
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
@@ -165,9 +165,9 @@ class DefNetSettings:
     noise: float = 0.02
     contrast: float = 1.0
     smoothing: float = 0.6
-    diffusion: float = 0.01
+    diffusion: float = 0.0085
     bending: float = 0.0
-    total_variation: float = 0.1
+    total_variation: float = 0.085
     bregman: float = 1.0
     folding: float = 0.0
     volume: float = 0.0
