@@ -422,7 +422,7 @@ class _Level:
         velocity_mm.backward(gradient)
         if self.detailed is not None and (weight := self.settings.detail_total_variation):
             detail, detail_grid = self.detailed.smooth_detail(), self.detailed.detail_grid
-            variation = weight * losses.log_variation(detail, detail_grid.spacing_mm)
+            variation = weight * losses.total_variation(detail, detail_grid.spacing_mm)
             variation.backward()
             sums |= {"loss": sums["loss"] + variation.detach(), "detail_total_variation": variation.detach()}
         return sums

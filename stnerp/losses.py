@@ -180,18 +180,8 @@ def total_variation(field_mm: torch.Tensor, spacing_mm: Spacing, epsilon: float 
 
     It lets a field jump where tissue slides. `epsilon` rounds the kink at zero (Vishnevskiy et al. 2017).
     """
-    return _steepness(field_mm, spacing_mm, epsilon).mean()
-
-
-def log_variation(
-    field_mm: torch.Tensor, spacing_mm: Spacing, scale: float = 0.05, epsilon: float = 1e-3
-) -> torch.Tensor:
-    """Mean of s log(1 + |∇u| / s) with the |∇u| of `total_variation`: mm per mm.
-
-    Total variation where a field is well below `scale`, and ever less than it above: what is steep in few places,
-    as around a tumour that shrinks, costs less than noise that is faint everywhere (Candès, Wakin, Boyd 2008).
-    """
-    return scale * (_steepness(field_mm, spacing_mm, epsilon) / scale).log1p().mean()
+    slopes = torch.stack([gradient(field_mm, axis, spacing_mm) for axis in range(3)], dim=1)
+    return (slopes.square().sum((1, 2)) + epsilon**2).sqrt().mean() - epsilon
 
 
 def jacobian_determinant(displacement_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
@@ -235,12 +225,6 @@ def _mean(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     if weight is None:
         return values.mean()
     return (values * weight).sum() / weight.sum().clamp(min=1e-6)
-
-
-def _steepness(field: torch.Tensor, spacing_mm: Spacing, epsilon: float) -> torch.Tensor:
-    """|∇u| over all components and axes together, (B, z, y, x), its kink at zero rounded."""
-    slopes = torch.stack([gradient(field, axis, spacing_mm) for axis in range(3)], dim=1)
-    return (slopes.square().sum((1, 2)) + epsilon**2).sqrt() - epsilon
 
 
 def _difference(field: torch.Tensor, axis: int, spacing_mm: Spacing) -> torch.Tensor:

@@ -119,9 +119,8 @@ class DefNetSettings:
             that the smooth network can't follow. They are fitted on levels whose lattice is no coarser, and on the
             last one. None: the network alone.
         detail_step_mm: the largest change of a free velocity in one step.
-        detail_total_variation: weight of the free velocities' total variation, all times together, so that they
-            stay zero where the network explains the images; it counts as a logarithm where they are steep
-            (`losses.log_variation`).
+        detail_total_variation: weight of the isotropic total variation of the free velocities, all times
+            together, so that they stay zero where the network explains the images.
         squarings: n of the scaling and squaring (Eq. 5).
         reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
@@ -157,7 +156,7 @@ class DefNetSettings:
     network_mm: float | None = 8.0
     detail_mm: float | None = 4.0
     detail_step_mm: float = 1.0
-    detail_total_variation: float = 0.13
+    detail_total_variation: float = 0.05
     squarings: int = 4
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
@@ -165,9 +164,9 @@ class DefNetSettings:
     noise: float = 0.02
     contrast: float = 1.0
     smoothing: float = 0.6
-    diffusion: float = 0.0085
+    diffusion: float = 0.01
     bending: float = 0.0
-    total_variation: float = 0.085
+    total_variation: float = 0.1
     bregman: float = 1.0
     folding: float = 0.0
     volume: float = 0.0

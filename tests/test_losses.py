@@ -287,7 +287,6 @@ PENALTIES = {
     "diffusion": losses.diffusion,
     "bending": losses.bending,
     "total_variation": losses.total_variation,
-    "log_variation": losses.log_variation,
     "folding": losses.folding_penalty,
     "volume": losses.volume_penalty,
 }
@@ -303,16 +302,6 @@ def test_total_variation_of_a_linear_field_is_the_norm_of_its_matrix() -> None:
     # √(a² + ε²) − ε differs from a by at most ε.
     assert abs(float(found - MATRIX.norm())) < 2e-6
     assert abs(float(losses.total_variation(torch.zeros(1, 3, *SHAPE), SPACING))) < 1e-9
-
-
-def test_log_variation_is_total_variation_of_faint_fields_and_far_less_of_steep_ones() -> None:
-    norm = float(MATRIX.norm())
-    for scale in (0.01 * norm, norm, 100 * norm):
-        found = float(losses.log_variation(linear(MATRIX), SPACING, scale, epsilon=1e-6))
-        assert abs(found - scale * np.log1p(norm / scale)) < 2e-6
-    # log(1 + x) = x − x²/2 + ...: at a hundredth of the scale half a percent less.
-    assert abs(float(losses.log_variation(linear(MATRIX), SPACING, 100 * norm)) / norm - 0.995) < 1e-2
-    assert float(losses.log_variation(linear(MATRIX), SPACING, 0.01 * norm)) < 0.05 * norm
 
 
 def test_bending_of_a_linear_field_is_zero() -> None:
@@ -356,7 +345,7 @@ def wave(intervals: int) -> tuple[torch.Tensor, tuple[float, float, float]]:
     ], spacing_mm
 
 
-@pytest.mark.parametrize("name", ["diffusion", "bending", "total_variation", "log_variation", "volume", "folding"])
+@pytest.mark.parametrize("name", ["diffusion", "bending", "total_variation", "volume", "folding"])
 def test_penalties_do_not_depend_on_resolution(name: str) -> None:
     coarse, fine = (float(PENALTIES[name](*wave(n))) for n in (24, 48))
     # A wave of 24 voxels: second differences see 1 − (2π/24)² / 12 = 0.6 % less of each derivative, central ones
@@ -414,9 +403,7 @@ def test_volume_penalty_is_the_same_for_growth_and_shrinkage() -> None:
 def test_penalties_are_differentiable() -> None:
     generator = torch.Generator().manual_seed(0)
     field = torch.randn(1, 3, 3, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
-    for penalty in (
-        losses.diffusion, losses.bending, losses.total_variation, losses.log_variation, losses.volume_penalty
-    ):  # fmt: skip
+    for penalty in (losses.diffusion, losses.bending, losses.total_variation, losses.volume_penalty):
         assert torch.autograd.gradcheck(lambda f, p=penalty: p(f, SPACING), 0.1 * field.detach().requires_grad_())
     losses.folding_penalty(4 * field, SPACING).backward()
     assert field.grad is not None
