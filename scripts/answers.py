@@ -2,7 +2,9 @@
 
 - Images: in the series' window as [0, 1], on the target's grid; where the grid of what is shown (the reference,
   or images in its place) is another, over the voxels that the method draws from within it.
-- Contours: the reference's, carried by the method and compared on the target's grid.
+- Contours: the reference's, carried by the method and compared on the target's grid: with the target's own, and
+  where the motion is known, with the same contours as it carries them. The target's own are cut into its voxels
+  anew, which costs small ones some percent of Dice however well they are followed.
 - Landmarks: points of the target, mapped to the reference and compared there, of those that lie in both fields of
   view. Where a method shows a copy of another image, that image's points and contours stand for the target's.
 - Folding and the spread of log |J|: over all voxels of the target's grid.
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 from data import PatientData
-from scores import all_reach, contour_scores, everywhere, resampled_labels
+from scores import all_reach, contour_scores, everywhere, resampled_labels, within
 
 from stnerp import Grid
 from stnerp.baselines.pair import PairRegistration
-from stnerp.metrics import folding, jacobian_determinant, psnr_db, ssim, tre_mm
+from stnerp.labels import carried_labels
+from stnerp.metrics import dice, folding, jacobian_determinant, psnr_db, ssim, tre_mm
 from stnerp.preprocess import normalised
 
 Row = dict[str, float]
@@ -60,6 +63,7 @@ class Answer:
         covered: where the image is drawn from within what is shown, (z, y, x); None: everywhere.
         registration: target -> reference.
         labels: carried contours.
+        labels_of_motion: the same, carried by the motion itself, where it is known.
         seen: where the image that they come from shows anything, carried in the same way.
         shown: index of the image whose landmarks are found again: the reference's, or that of a copy.
         copied: whether it is a copy, which may be of the reference.
@@ -69,6 +73,7 @@ class Answer:
     covered: np.ndarray | None
     registration: PairRegistration | None
     labels: sitk.Image | None
+    labels_of_motion: sitk.Image | None
     seen: sitk.Image | None
     shown: int
     copied: bool
@@ -91,13 +96,16 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
     elif shown is not None and answers.drawn_from is not None:
         covered = all_reach([series.images[i] for i in answers.drawn_from(index)], scan)
     copy = None if answers.copy_of is None or shown is None else answers.copy_of(index)
-    labels = seen = None
+    labels = of_motion = seen = None
     if copy is not None and (mask := series.masks[copy]) is not None:
         labels, seen = (resampled_labels(m, scan) for m in (mask, everywhere(series.images[copy])))
     elif registration is not None and (mask := series.masks[series.reference]) is not None:
         labels, seen = (registration.propagate(m) for m in (mask, everywhere(series.reference_image)))
+        if (moved := patient.known_motion) is not None:
+            start, end = series.times[index], series.reference_time
+            of_motion = carried_labels(mask, grid, lambda points_mm: moved(points_mm, start, end))
     landmarks_of = series.reference if copy is None else copy
-    return Answer(shown, covered, registration, labels, seen, landmarks_of, copied=copy is not None)
+    return Answer(shown, covered, registration, labels, of_motion, seen, landmarks_of, copied=copy is not None)
 
 
 def score(patient: PatientData, given: Answer, index: int) -> Row:
@@ -114,6 +122,10 @@ def score(patient: PatientData, given: Answer, index: int) -> Row:
         }
     if given.labels is not None:
         row |= contour_scores(patient, index, given.labels, given.seen)
+    if given.labels is not None and given.labels_of_motion is not None:
+        carried, moved = within(given.seen, given.labels, given.labels_of_motion)
+        named = patient.label_names.items()
+        row |= {f"motion_dice_{name.replace(' ', '_')}": dice(carried, moved, label) for label, name in named}
     if given.registration is not None:
         row |= folding_of(given.registration.displacement)
     return row

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf
-from four_d_lung_data import PATIENT, stand_in_landmarks, write_stand_in
+from four_d_lung_data import PATIENT, stand_in_motion, write_stand_in
 
 from stnerp import InputError, Series, load_series
 from stnerp.geometry import Grid, Triple
@@ -29,6 +29,7 @@ from stnerp.motion import Breathing, Longitudinal, Sliding, world_box
 from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, Phantom
 
 Motion = Breathing | Sliding | Longitudinal
+KnownMotion = Callable[[np.ndarray, float, float], np.ndarray]
 Loaded = tuple[dict[str, Any], dict[int, str]]  # arguments of load_series, and names of the masks' labels
 
 
@@ -42,12 +43,15 @@ class PatientData:
         contours: labels to draw.
         seconds: how long reading and checking took; neither making a simulated series counts nor finding the
             patient's files in a collection.
+        known_motion: of a stand-in for 4D-Lung: points (..., 3), LPS mm, and two times of the series, to the same
+            tissue's points at the second one.
     """
 
     series: Series
     label_names: dict[int, str]
     contours: list[int]
     seconds: float
+    known_motion: KnownMotion | None = None
 
 
 def load_data(config: DictConfig) -> PatientData:
@@ -70,13 +74,15 @@ def load_data(config: DictConfig) -> PatientData:
     start = time.perf_counter()
     arguments, label_names = _MAKERS[values["kind"]](values)
     seconds = 0.0 if values["kind"] in ("phantom", "simulated") else time.perf_counter() - start
+    known_motion = None
     if values["kind"] == "tcia_4d_lung_phantom":
-        arguments["landmarks"] = stand_in_landmarks(values, arguments["times"])
+        landmarks, known_motion = stand_in_motion(values)
+        arguments["landmarks"] = [landmarks(t) for t in arguments["times"]]
     start = time.perf_counter()
     series = load_series(**arguments)
     seconds += time.perf_counter() - start
     names = _label_names(label_names, series)
-    return PatientData(series, names, _contours(values, names), seconds)
+    return PatientData(series, names, _contours(values, names), seconds, known_motion)
 
 
 def named_files(config: DictConfig) -> dict[str, Any]:

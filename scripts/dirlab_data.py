@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,22 @@ def breathing_phantom(number: int, made: Mapping[str, Any]) -> tuple[Phantom, fl
     return Phantom(grid=around, motion=motion, noise_hu=made["noise_hu"], seed=made["seed"]), shrunk
 
 
-def known_reference_mm(section: Section, case: DirLabCase) -> np.ndarray:
-    """Where a stand-in's own motion takes its target's landmarks (300, 3), not rounded to voxels."""
-    target_mm = case.landmarks(EXTREME_PHASES[1])
-    phantom, shrunk = breathing_phantom(case.number, made_from(section, case.number))
+def known_motion(section: Section, number: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A stand-in's own motion: points (..., 3) in LPS mm from T50 to T00, not rounded to voxels."""
+    phantom, shrunk = breathing_phantom(number, made_from(section, number))
     origin = np.asarray(phantom.grid.origin_mm)
-    return (phantom.map_points(target_mm * shrunk + origin, EXTREME_PHASES[1] / 100) - origin) / shrunk
+
+    def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
+        return (phantom.map_points(points_mm * shrunk + origin, EXTREME_PHASES[1] / 100) - origin) / shrunk
+
+    return target_to_reference
 
 
 def known_motion_errors_mm(section: Section, number: int) -> tuple[np.ndarray, np.ndarray]:
     """What the motion that a stand-in was made with scores on its landmarks: errors (300,), and snapped."""
     case = case_of(section, number)
-    found_mm, reference_mm = known_reference_mm(section, case), case.landmarks(EXTREME_PHASES[0])
+    target_mm, reference_mm = case.landmarks(EXTREME_PHASES[1]), case.landmarks(EXTREME_PHASES[0])
+    found_mm = known_motion(section, number)(target_mm)
     snapped_mm = case.grid.index_to_world(np.rint(case.grid.world_to_index(found_mm)))
     return tre_mm(found_mm, reference_mm), tre_mm(snapped_mm, reference_mm)
 

@@ -14,7 +14,7 @@ overwrite=true starts anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 from answers import folding_of, summary_of_errors
 from configuration import DictConfig, hydra
-from dirlab_data import case_of, known_reference_mm, section_of
+from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
 from pair_methods import METHODS
 from published import DIRLAB_DISPLACEMENT_MM
@@ -33,6 +33,7 @@ from scores import everywhere, within
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align
 from stnerp.io.dirlab import DirLabCase
+from stnerp.labels import carried_labels
 from stnerp.lungs import body_of, lungs_of
 from stnerp.metrics import dice, surface_distances_mm, tre_mm, tre_summary
 from stnerp.window import Window
@@ -63,7 +64,7 @@ def main(config: DictConfig) -> None:
             try:
                 case = case_of(common["data"], number)
                 known = common["data"]["kind"] == "dirlab_phantom"
-                pair = Pair(case, known_reference_mm(common["data"], case) if known else None)
+                pair = Pair(case, known_motion(common["data"], number) if known else None)
             except InputError as error:
                 missing[number] = str(error)
                 logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
@@ -103,8 +104,8 @@ class Pair:
         InputError: landmarks that aren't usable, or (MissingFileError) landmarks or images that aren't there.
     """
 
-    def __init__(self, case: DirLabCase, known_mm: np.ndarray | None = None) -> None:
-        self.case, self.known_mm = case, known_mm  # where the target's landmarks come from, of a stand-in
+    def __init__(self, case: DirLabCase, motion: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self.case, self.motion = case, motion  # target -> reference, of a stand-in
         self.reference_mm, self.target_mm = case.landmarks(INHALED), case.landmarks(EXHALED)
         for phase in (INHALED, EXHALED):
             if phase not in case.phases:
@@ -156,8 +157,8 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "tre_before_mean_mm": float(tre_mm(pair.target_mm, pair.reference_mm).mean()),
         **tre_summary(predicted_mm, pair.reference_mm, grid),
-        **({} if pair.known_mm is None else errors_of_motion(predicted_mm, pair.known_mm)),
-        **(meeting_of_lungs(found, *pair.lungs) if pair.lungs else {}),
+        **({} if pair.motion is None else errors_of_motion(predicted_mm, pair.motion(pair.target_mm))),
+        **(meeting_of_lungs(found, *pair.lungs, pair.motion) if pair.lungs else {}),
         **folding_of(found.displacement),
         "seconds": seconds,
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
@@ -172,14 +173,21 @@ def errors_of_motion(predicted_mm: np.ndarray, known_mm: np.ndarray) -> dict[str
 
 
 def meeting_of_lungs(
-    found: PairRegistration, reference_lungs: sitk.Image, target_lungs: sitk.Image
+    found: PairRegistration,
+    reference_lungs: sitk.Image,
+    target_lungs: sitk.Image,
+    motion: Callable[[np.ndarray], np.ndarray] | None,
 ) -> dict[str, float]:
     """Dice and HD95 in mm of the reference's lungs, carried to the target, with the target's own, as far as the
-    reference's field of view reaches."""
+    reference's field of view reaches; Dice also with the reference's, carried by a motion that is known."""
     seen = found.propagate(everywhere(reference_lungs))
     carried, own = within(seen, found.propagate(reference_lungs), target_lungs)
     distances = surface_distances_mm(carried, own)
-    return {"dice_lungs": dice(carried, own), "hd95_lungs_mm": distances["hd95_mm"]}
+    scores = {"dice_lungs": dice(carried, own), "hd95_lungs_mm": distances["hd95_mm"]}
+    if motion is not None:
+        (moved,) = within(seen, carried_labels(reference_lungs, Grid.of(target_lungs), motion))
+        scores["motion_dice_lungs"] = dice(carried, moved)
+    return scores
 
 
 def say(name: str, record: Record, new: bool) -> None:

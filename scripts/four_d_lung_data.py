@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -99,18 +99,26 @@ def phantom_of(values: Mapping[str, Any]) -> Phantom:
     return Phantom((x, y, z), values["spacing_mm"], motion, values["noise_hu"], values["seed"])
 
 
-def stand_in_landmarks(values: Mapping[str, Any], times: Sequence[float]) -> list[np.ndarray]:
-    """Landmarks (N, 3) in LPS mm, which the collection itself doesn't have, at the times of a series of it.
+def stand_in_motion(
+    values: Mapping[str, Any],
+) -> tuple[Callable[[float], np.ndarray], Callable[[np.ndarray, float, float], np.ndarray]]:
+    """What the collection itself doesn't have, at the times of a series of it: landmarks and the motion.
 
-    Args:
-        values: the `data` section.
-        times: percent of the breath on the day of the section, or days at its phase.
+    Times are percent of the breath on the day of the section, or days at its phase.
+
+    Returns:
+        Landmarks (N, 3) in LPS mm at a time; points (..., 3) in LPS mm of a first time, at a second one.
     """
     phantom = phantom_of(_complete(values))
-    if values["series"] == "longitudinal":
-        return [phantom.landmarks(Therapy.moment(day, values["phase"])) for day in times]
     day = 0 if values["date"] is None else (date.fromisoformat(str(values["date"])) - FIRST_DAY).days
-    return [phantom.landmarks(Therapy.moment(day, percent)) for percent in times]
+
+    def moment(t: float) -> float:
+        return Therapy.moment(t, values["phase"]) if values["series"] == "longitudinal" else Therapy.moment(day, t)
+
+    def moved(points_mm: np.ndarray, start: float, end: float) -> np.ndarray:
+        return phantom.map_points(phantom.map_points(points_mm, moment(start)), moment(end), inverse=True)
+
+    return lambda t: phantom.landmarks(moment(t)), moved
 
 
 def _complete(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ MEASURES = {
     "ssim": ("SSIM", 3),
     "tre_mean_mm": ("TRE mm", 2),
     "dice": ("Dice", 3),
+    "motion_dice": ("Dice motion", 3),
     "hd95_mm": ("HD95 mm", 2),
     "folded_voxels": ("folded", 0),
     "sd_log_jacobian": ("SD log J", 3),
@@ -31,11 +32,12 @@ Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the w
 grid, where the reference reaches, or the image or both images that are shown in its place. TRE: of the scan's
 landmarks, mapped to the reference, in mm, without snapping. Dice and HD95: of the reference's contours, carried to
 the scan, where the reference reaches; a contour that is lost has a Dice of 0 and no HD95, whose cell then says of
-how many images it is. Folded: mean number of voxels with |J| ≤ 0 in an image. Time: seconds from files to a model
-that answers for the whole series, Ref-Net and pre-alignment included; methods for pairs: all of their pairs. For
-an unseen scan, methods for pairs mix the displacements of the scans before and after it; IDIR draws its points in
-the lungs, elsewhere its answers mean little. *Nearest image* and *linear blend* need no registration. Empty: no
-answer, or nothing known to compare it with."""
+how many images it is. *Dice motion*: with the same contours carried by a stand-in's own motion, so that the scan's
+voxels, into which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0 in an
+image. Time: seconds from files to a model that answers for the whole series, Ref-Net and pre-alignment included;
+methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the displacements of the scans
+before and after it; IDIR draws its points in the lungs, elsewhere its answers mean little. *Nearest image* and
+*linear blend* need no registration. Empty: no answer, or nothing known to compare it with."""
 
 
 def image_rows(records: Iterable[Record]) -> list[Row]:
@@ -49,7 +51,9 @@ def image_rows(records: Iterable[Record]) -> list[Row]:
 
 
 def with_contour_means(image: Mapping[str, Any]) -> Row:
-    """An image's row with `dice` and `hd95_mm`, means over the contours that it has or that were carried there.
+    """An image's row with means over the contours that it has or that were carried there.
+
+    `dice` and `hd95_mm`; `motion_dice` where the motion is known.
 
     A contour that is lost has no HD95: then there is no mean of them, NaN.
     """
@@ -61,6 +65,8 @@ def with_contour_means(image: Mapping[str, Any]) -> Row:
         row["dice"] = float(np.mean([image[f"dice_{name}"] for name in names]))
         if distances := [image[f"hd95_{name}_mm"] for name in names if f"hd95_{name}_mm" in image]:
             row["hd95_mm"] = float(np.mean(distances))
+    if moved := [value for key, value in image.items() if key.startswith("motion_dice_") and value == value]:
+        row["motion_dice"] = float(np.mean(moved))
     return row
 
 

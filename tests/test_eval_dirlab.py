@@ -200,6 +200,8 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     assert wrong < still < 0.85 < right
     still, right, wrong = (float(row["hd95_lungs_mm"]) for row in rows_of(tmp_path / "metrics.csv"))
     assert right <= 10 < still <= wrong
+    still, right, wrong = (float(row["motion_dice_lungs"]) for row in rows_of(tmp_path / "metrics.csv"))
+    assert wrong < still < 0.9 < 0.99 < right
 
 
 def test_stand_ins_have_the_owners_grids_and_their_own_motion(stand_ins: Path, tmp_path: Path) -> None:
