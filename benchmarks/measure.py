@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cases import Case
 from machine import peak_gpu_memory_mib, peak_memory_mib, wait_for_gpu
 from methods import METHODS
+from pair_methods import ready
 from scoring import score, summary
 
 from stnerp import Grid
@@ -33,10 +32,7 @@ def measure(
         and the scores, `seen_...` over the case's pairs, `unseen_...` over the images held out.
     """
     patient, chosen = Case.load(case), METHODS[method]
-    for name in chosen.imports:
-        with suppress(ImportError, AttributeError):  # the method itself says what is missing
-            module, _, attribute = name.partition(":")
-            getattr(importlib.import_module(module), attribute or "__name__")
+    ready(chosen.imports)
     for i in patient.known:
         Path(patient.images[i]).read_bytes()  # no method pays for a cold disk
     start_memory = peak_memory_mib()

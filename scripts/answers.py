@@ -20,8 +20,8 @@ import SimpleITK as sitk
 from data import PatientData
 from scores import all_reach, contour_scores, everywhere, resampled_labels, within
 
-from stnerp import Grid
-from stnerp.baselines.pair import PairRegistration
+from stnerp import Grid, InputError
+from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.labels import carried_labels
 from stnerp.metrics import dice, folding, jacobian_determinant, psnr_db, ssim, tre_mm
 from stnerp.preprocess import normalised
@@ -88,7 +88,7 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
     if answers.image is not None:
         shown = answers.image(index, grid)
     elif registration is not None:
-        shown = registration.warp(series.reference_image)
+        shown = registration.image(series.reference_image)
     covered = None
     if registration is not None and not series.grid.is_close(grid):
         shows = sitk.Cast(everywhere(series.reference_image), sitk.sitkFloat32)
@@ -106,6 +106,18 @@ def answer(patient: PatientData, answers: Answers, index: int) -> Answer:
             of_motion = carried_labels(mask, grid, lambda points_mm: moved(points_mm, start, end))
     landmarks_of = series.reference if copy is None else copy
     return Answer(shown, covered, registration, labels, of_motion, seen, landmarks_of, copied=copy is not None)
+
+
+def known_registration(patient: PatientData, index: int, grid: Grid) -> PairRegistration:
+    """The motion of a stand-in itself: what voxels and noise leave of PSNR and Dice.
+
+    Raises:
+        InputError: the data's motion isn't known.
+    """
+    moved, series = patient.known_motion, patient.series
+    if moved is None:
+        raise InputError("known_motion: only of stand-ins is the motion known; leave it out of methods=")
+    return registration_of(grid, lambda p: moved(p, series.times[index], series.reference_time))
 
 
 def score(patient: PatientData, given: Answer, index: int) -> Row:

@@ -29,13 +29,16 @@ STAND_FOR = {
 
 EXPLAINED = """\
 TRE: distance in mm between T50's landmarks, mapped to T00, and T00's; *snapped*: mapped points rounded to the
-nearest voxel of T00 first, as the set's owners do it. "a ± b; c": mean, standard deviation over all landmarks of
-these cases together, and standard deviation of the cases' means. Landmarks are whole voxels: even a perfect
-displacement has a TRE of about 0.8 mm when not snapped. Dice and HD95 (mm): mean over cases, of T00's lungs,
-found by thresholds and carried to T50, with T50's own. Folded: voxels with |J| ≤ 0, of the whole images, all
-these cases added. SD log J: mean over cases, likewise of the whole images. (IDIR draws its points in the lungs,
-elsewhere its answers mean little.) Time: mean over cases, from files to the displacement at every voxel. Paper:
-its Table IV, mean ± standard deviation; it doesn't say over what, nor whether points were snapped."""
+nearest voxel of T00 first, as the set's owners do it. (The authors of IDIR and of its cycle-consistent kin map
+T00's landmarks to T50 and snap there.) "a ± b; c": mean, standard deviation over all landmarks of these cases
+together, and standard deviation of the cases' means. Landmarks are whole voxels: even a perfect displacement has a
+TRE of about 0.8 mm when not snapped. Dice and HD95 (mm): mean over cases, of T00's lungs, found by thresholds and
+carried to T50, with T50's own. Folded: voxels with |J| ≤ 0, of the whole images, all these cases added. SD log J:
+mean over cases, likewise of the whole images. (IDIR draws its points in the lungs, elsewhere its answers mean
+little.) DLIR and the CNN with anatomical constraints are fitted to the pair itself here, without a cohort and
+without key points: not what their authors published. Time: mean over cases, from files to the displacement at
+every voxel. Paper: its Table IV, mean ± standard deviation; it doesn't say over what, nor whether points were
+snapped."""
 
 
 def sorted_records(folder: Path) -> list[Record]:

@@ -24,7 +24,7 @@ from answers import folding_of, summary_of_errors
 from configuration import DictConfig, hydra
 from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
-from pair_methods import METHODS
+from pair_methods import METHODS, timed
 from published import DIRLAB_DISPLACEMENT_MM
 from results import Record, check_common, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
@@ -147,10 +147,8 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
     reference, target, read_seconds = pair.images()
     common = arguments["common"]
     window = Window.of(common["window"], (reference, target))
-    settings = {name: common[name] for name in ("align", "seed", "device")} | arguments["options"]
-    start = time.perf_counter()
-    found = METHODS[arguments["method"]](reference, target, window=window, **settings)
-    seconds = read_seconds + time.perf_counter() - start
+    settings = {"window": window, **{name: common[name] for name in ("align", "seed", "device")}}
+    found, seconds = timed(arguments["method"], reference, target, **{**settings, **arguments["options"]})
     # φ takes the target's points, of T50, to the reference, T00.
     predicted_mm, grid = found.map_points(pair.target_mm), Grid.of(reference)
     snapped_mm = grid.index_to_world(np.rint(grid.world_to_index(predicted_mm)))
@@ -160,7 +158,7 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
         **({} if pair.motion is None else errors_of_motion(predicted_mm, pair.motion(pair.target_mm))),
         **(meeting_of_lungs(found, *pair.lungs, pair.motion) if pair.lungs else {}),
         **folding_of(found.displacement),
-        "seconds": seconds,
+        "seconds": read_seconds + seconds,
         "errors_mm": tre_mm(predicted_mm, pair.reference_mm).tolist(),
         "errors_snapped_mm": tre_mm(snapped_mm, pair.reference_mm).tolist(),
     }

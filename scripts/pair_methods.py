@@ -7,7 +7,11 @@ installed raises `MissingDependencyError`, which says how to get it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,6 +29,7 @@ from stnerp.baselines.idir import idir
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.baselines.st_nerp import st_nerp
 from stnerp.lungs import body_of, lungs_of
+from stnerp.window import Window
 
 PairMethod = Callable[..., PairRegistration]
 
@@ -76,6 +81,39 @@ METHODS: dict[str, PairMethod] = {
     "idir": in_lungs(idir),
     "cycle_idir": in_lungs(cycle_idir),
 }
+
+#: What the packages of peers are imported by.
+MODULES = {
+    "ants_syn": "ants",
+    "elastix_bspline": "itk:elastix_registration_method",
+    "greedy": "picsl_greedy",
+    "convexadam": "convexAdam.convex_adam_MIND",
+}
+
+
+def ready(modules: Iterable[str]) -> None:
+    """Import modules, or "module:attribute", so that no clock counts it; what is missing a method says itself."""
+    for name in modules:
+        with suppress(ImportError, AttributeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module, _, attribute = name.partition(":")
+            getattr(importlib.import_module(module), attribute or "__name__")
+
+
+def timed(
+    method: str, reference: sitk.Image, target: sitk.Image, *, window: Any, **settings: Any
+) -> tuple[PairRegistration, float]:
+    """What a method finds, and in how many seconds; its package is imported before.
+
+    Args:
+        window: a `Window`, or what `Window.of` takes: options may give a method another one than the data's.
+    """
+    ready([MODULES[method]] if method in MODULES else [])
+    window = Window.of(window, (reference, target))
+    start = time.perf_counter()
+    found = METHODS[method](reference, target, window=window, **settings)
+    return found, time.perf_counter() - start
+
 
 LABELS = {
     "no_motion": "no motion",

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pair_methods
 import SimpleITK as sitk
-from answers import Answers
+from answers import Answers, known_registration
 from data import PatientData
 
 from stnerp import Grid, RefNet, Series, fit_deformation, fit_reference
@@ -35,6 +36,12 @@ SeriesMethod = Callable[..., tuple[Answers, float]]
 def no_motion(patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any) -> tuple[Answers, float]:
     """The reference where its header places it."""
     return Answers(registration=lambda index, grid: registration_of(grid, lambda points_mm: points_mm)), 0.0
+
+
+def known_motion(patient: PatientData, known: Sequence[int], kept: Kept, **settings: Any) -> tuple[Answers, float]:
+    """The motion that made a stand-in."""
+    known_registration(patient, patient.series.reference, patient.series.grid)  # says what is wrong
+    return Answers(registration=partial(known_registration, patient)), 0.0
 
 
 def nearest_image(
@@ -152,10 +159,9 @@ def pairwise(
     series = patient.series
     for i in known:
         if i != series.reference and i not in kept:
-            start = time.perf_counter()
-            register = pair_methods.METHODS[method]
-            found = register(series.reference_image, series.images[i], window=series.window, **settings)
-            kept[i] = found, time.perf_counter() - start
+            images = series.reference_image, series.images[i]
+            found, seconds = pair_methods.timed(method, *images, **{"window": series.window, **settings})
+            kept[i] = found, seconds
     pairs: dict[int, PairRegistration] = {i: kept[i][0] for i in known if i != series.reference}
 
     def registration(index: int, grid: Grid) -> PairRegistration:
@@ -170,7 +176,8 @@ def pairwise(
                 moved += weight * (pairs[i].map_points(flat) - flat)
             return moved.reshape(points_mm.shape)
 
-        return registration_of(grid, target_to_reference)
+        reference_at = next((found.reference_at for found in pairs.values()), None)
+        return replace(registration_of(grid, target_to_reference), reference_at=reference_at)
 
     seconds = sum(kept[i][1] for i in pairs)
     return Answers(fitted=len(pairs), registration=registration), seconds
@@ -185,6 +192,7 @@ PEERS = [name for name in pair_methods.METHODS if not name.startswith(("stnerp",
 
 METHODS: dict[str, SeriesMethod] = {
     "no_motion": no_motion,
+    "known_motion": known_motion,
     "nearest_image": nearest_image,
     "linear_blend": linear_blend,
     "stnerp_fast": partial(st_nerp, preset="fast", prior=False),
@@ -198,6 +206,7 @@ METHODS: dict[str, SeriesMethod] = {
 
 LABELS = {
     **pair_methods.LABELS,
+    "known_motion": "known motion",
     "nearest_image": "nearest image",
     "linear_blend": "linear blend",
     "stnerp_fast_blend": "stnerp fast, w/o prior, appearance blend",

@@ -36,8 +36,10 @@ how many images it is. *Dice motion*: with the same contours carried by a stand-
 voxels, into which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0 in an
 image. Time: seconds from files to a model that answers for the whole series, Ref-Net and pre-alignment included;
 methods for pairs: all of their pairs. For an unseen scan, methods for pairs mix the displacements of the scans
-before and after it; IDIR draws its points in the lungs, elsewhere its answers mean little. *Nearest image* and
-*linear blend* need no registration. Empty: no answer, or nothing known to compare it with."""
+before and after it; IDIR draws its points in the lungs, elsewhere its answers mean little. DLIR and the CNN with
+anatomical constraints are fitted to the pair itself here, without a cohort and without key points: not what their
+authors published. *Nearest image* and *linear blend* need no registration. Empty: no answer, or nothing known to
+compare it with."""
 
 
 def image_rows(records: Iterable[Record]) -> list[Row]:

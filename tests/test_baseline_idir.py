@@ -139,12 +139,16 @@ def test_bending_penalty_and_the_published_one() -> None:
 # -- coordinates
 
 
-def test_published_cube_is_off_by_half_a_voxel_at_most(oblique_grid: Grid) -> None:
+def test_published_cube_is_off_by_a_voxel_at_the_start_and_right_at_the_end(oblique_grid: Grid) -> None:
     index = np.array([[0.0, 0, 0], [3, 4, 5], np.array(oblique_grid.size) - 1.0])
     world = oblique_grid.index_to_world(index)
     n = np.array(oblique_grid.size)
-    assert published_cube(oblique_grid).world_to_cube(world) == pytest.approx(2 * index / n - 1)
+    assert published_cube(oblique_grid).world_to_cube(world) == pytest.approx(2 * (index + 1) / n - 1)
     assert oblique_grid.world_to_cube(world) == pytest.approx(2 * index / (n - 1) - 1)
+    read = oblique_grid.world_to_index(
+        oblique_grid.cube_to_world(published_cube(oblique_grid).world_to_cube(world))
+    )
+    assert (read - index)[[0, -1]] == pytest.approx(np.stack([1 - 1 / n, 0 * n]), abs=1e-9)
 
 
 def test_both_images_are_read_exactly_where_they_are(oblique_grid: Grid) -> None:
@@ -272,17 +276,17 @@ def test_seeds(pair: tuple[sitk.Image, sitk.Image]) -> None:
 
 
 def test_as_published_changes_the_coordinates_of_the_answer(oblique_grid: Grid) -> None:
-    """Voxel p is asked at 2p/n − 1, and the answer is scaled by n/2; u(x) = W x + b is one that can be written."""
+    """Voxel p, from 1, is asked at 2p/n − 1, and the answer is scaled by n/2; u(x) = W x + b can be written."""
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 3)
     W, b = (parameter.detach().double().numpy() for parameter in network.parameters())
     n = np.array(oblique_grid.size)
     index = np.array([[0.0, 0, 0], [9, 11, 8], [19, 15, 10]])
     world = oblique_grid.index_to_world(index)
-    for cube, scale in ((oblique_grid, (n - 1) / 2), (published_cube(oblique_grid), n / 2)):
+    for cube, scale, first in ((oblique_grid, (n - 1) / 2, 0), (published_cube(oblique_grid), n / 2, 1)):
         found = oblique_grid.world_to_index(mapped(network, cube, world))
         # float32 in cube units.
-        assert found == pytest.approx(index + ((index / scale - 1) @ W.T + b) * scale, abs=1e-5)
+        assert found == pytest.approx(index + (((index + first) / scale - 1) @ W.T + b) * scale, abs=1e-5)
 
 
 @pytest.mark.usefixtures("smooth_network")
@@ -291,8 +295,8 @@ def test_as_published_reaches_the_answer(pair: tuple[sitk.Image, sitk.Image]) ->
     for method in (idir, cycle_idir):
         answers = [method(*pair, as_published=as_published, **few) for as_published in (False, True)]
         right, published = (sitk.GetArrayFromImage(answer.displacement) for answer in answers)
-        # The same networks: a difference of a twentieth or so, not of another start.
-        assert 0.01 < np.abs(right - published).max() < 0.2 * np.abs(right).max()
+        # The same networks, asked up to a voxel further on: not another start, which would change all of it.
+        assert 0.01 < np.abs(right - published).max() < 0.4 * np.abs(right).max()
 
 
 def test_as_published_bending_depends_on_the_number_of_points(pair: tuple[sitk.Image, sitk.Image]) -> None:

@@ -41,6 +41,12 @@ def test_it_is_the_model_of_two_images(phantom: Phantom, prior: bool) -> None:
     expected = sitk.GetArrayFromImage(model.displacement(1.0, target))
     assert np.array_equal(sitk.GetArrayFromImage(found.displacement), expected)
     assert np.abs(expected).max() > 0.01
+    # The picture is the model's too, of Ref-Net or of the voxels; float32 on both sides.
+    drawn, voxels = (sitk.GetArrayFromImage(image) for image in (found.image(reference), found.warp(reference)))
+    picture = sitk.GetArrayFromImage(model.image(1.0, target))
+    clipped = drawn if prior else np.clip(drawn, CT.low, CT.high)
+    np.testing.assert_allclose(clipped, picture, atol=0.1)
+    assert bool(np.abs(drawn - voxels).max() > 10) is prior
 
 
 def test_presets_and_wrong_names(phantom: Phantom) -> None:

@@ -20,6 +20,7 @@ from test_scripts import run as run_script
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
 from stnerp.io.dirlab import GRIDS, WEBSITE, dirlab_case, dirlab_grid, write_case
+from stnerp.window import Window
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SCALE = 0.1  # 10 mm voxels, a handful of steps: what comes out is no good, but it comes out in a second
@@ -82,6 +83,23 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def replaced(monkeypatch: pytest.MonkeyPatch, name: str, method: Callable[..., PairRegistration]) -> None:
     monkeypatch.setitem(importlib.import_module("pair_methods").METHODS, name, method)
+
+
+def test_a_method_may_have_a_window_of_its_own(
+    tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = importlib.import_module("pair_methods").no_motion
+    given = []
+
+    def looks(*images: sitk.Image, window: Window, **settings: Any) -> PairRegistration:
+        given.append(window)
+        return still(*images)
+
+    for name in ("idir", "dlir"):
+        replaced(monkeypatch, name, looks)
+    options = "options={idir: {window: [-944, -124]}}"
+    run(tmp_path, *on_stand_ins(stand_ins), "cases=[1]", "methods=[idir,dlir]", options)
+    assert [(w.low, w.high) for w in given] == [(-944, -124), (-1000, 1000)]
 
 
 def test_a_run_resumes_survives_and_grows(

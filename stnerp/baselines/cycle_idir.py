@@ -34,7 +34,7 @@ from stnerp.losses import JACOBIAN_LIMITS, global_ncc, volume_change
 from stnerp.window import Window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CycleRegistration(PairRegistration):
     """What two networks agree on, and how much they don't.
 
@@ -70,7 +70,7 @@ def cycle_idir(
             `reference_mask`, `mask` as the pre-alignment puts it on the reference.
         jacobian_weight: of mean |J| + 1/|J| − 2, both ways.
         cycle_weight: of the mean squared component, in mm², of what is left after there and back, both ways.
-        as_published: landmarks and mm as 2p/n − 1 has them, see `idir`.
+        as_published: landmarks as 2p/n − 1 has them, see `idir`, and the cycle per voxel², not mm².
         Others: as for `idir`.
 
     Raises:
@@ -85,12 +85,13 @@ def cycle_idir(
     target_points, target_intensities = pair.points_of_target(mask)
     reference_points, reference_intensities = pair.points_of_reference(reference_mask)
     cube = published_cube(pair.grid) if as_published else pair.grid
-    half_extent_mm = torch.tensor(cube.half_extent_mm, dtype=torch.float32, device=where)
+    unit_mm = np.asarray(cube.spacing_mm) if as_published else np.ones(3)
+    half_extent = torch.tensor(cube.half_extent_mm / unit_mm, dtype=torch.float32, device=where)
     torch.manual_seed(seed)
     forward, backward = Siren().to(where), Siren().to(where)
 
     def there_and_back(x: torch.Tensor, u: torch.Tensor, back: Siren) -> torch.Tensor:
-        return ((u + back(x + u)) * half_extent_mm).square().mean()
+        return ((u + back(x + u)) * half_extent).square().mean()
 
     def loss() -> torch.Tensor:
         drawn = torch.randint(len(target_points), (points_per_step,), device=where)
@@ -121,7 +122,7 @@ def cycle_idir(
         displacement[part] = mapped_mm.reshape(points_mm.shape) - points_mm
         apart_mm = cube.vectors_from_cube(apart).norm(dim=-1).numpy()
         uncertainty[part] = apart_mm.reshape(points_mm.shape[:-1])
-    return CycleRegistration(grid.image(displacement), grid.image(uncertainty))
+    return CycleRegistration(grid.image(displacement), uncertainty_mm=grid.image(uncertainty))
 
 
 class Field(Protocol):

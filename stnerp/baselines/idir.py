@@ -5,9 +5,9 @@ affine pre-alignment. Each step draws points from a mask, compares the images th
 correlation, and penalises derivatives of the network, which are exact: no grid, no finite differences.
 
 Written from the paper. Two habits of the authors' code change numbers and are corrected here; with
-`as_published=True` they are back: landmarks normalised by 2p/n − 1 where the images are by
-2p/(n − 1) − 1, and a bending energy that is divided by the number of points once more than a mean is (and
-counts ∂²/∂x∂y once instead of twice).
+`as_published=True` they are back: landmarks, counted from 1, normalised by 2p/n − 1 where the images, counted
+from 0, are by 2p/(n − 1) − 1, and a bending energy that is divided by the number of points once more than a mean
+is (and counts ∂²/∂x∂y once instead of twice).
 """
 
 from __future__ import annotations
@@ -298,9 +298,13 @@ def voxels_in(mask: sitk.Image | None, grid: Grid, name: str) -> np.ndarray:
 
 
 def published_cube(grid: Grid) -> Grid:
-    """A grid whose cube coordinates are 2p/n − 1 at voxel p: the authors' for landmarks."""
-    x, y, z = grid.size
-    return replace(grid, size=(x + 1, y + 1, z + 1))
+    """A grid whose cube coordinates are 2p/n − 1 at voxel p, counted from 1: the authors' for landmarks.
+
+    The first voxel is read a voxel further on, the last one where it is.
+    """
+    x, y, z = (float(one) for one in grid.index_to_world(np.full(3, -1.0)))
+    nx, ny, nz = grid.size
+    return replace(grid, size=(nx + 1, ny + 1, nz + 1), origin_mm=(x, y, z))
 
 
 # -- the fit

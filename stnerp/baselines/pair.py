@@ -35,12 +35,15 @@ class PairRegistration:
     Attributes:
         displacement: φ(p) − p, target -> reference, LPS mm, at every voxel p of the target: a float64
             vector image that `sitk.DisplacementFieldTransform` takes as it is.
+        reference_at: intensities of the reference at points (..., 3), LPS mm, of a method that draws it in its own
+            way (a Ref-Net); None: it draws the voxels.
 
     Raises:
         InputError: not a 3D image of float64 vectors (x, y, z).
     """
 
     displacement: sitk.Image
+    reference_at: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         Grid.of(self.displacement)
@@ -64,6 +67,16 @@ class PairRegistration:
         if points.ndim != 2 or points.shape[1] != 3:
             raise InputError(f"points: expected shape (N, 3), x y z in LPS mm, got {points.shape}")
         return self._target_to_reference()(points)
+
+    def image(self, reference: sitk.Image) -> sitk.Image:
+        """The target as the method draws it: `reference_at` at φ(p) if it has that, else the reference, warped."""
+        if self.reference_at is None:
+            return self.warp(reference)
+        grid = Grid.of(self.displacement)
+        field, values = sitk.GetArrayViewFromImage(self.displacement), np.empty(grid.shape, np.float32)
+        for part, points_mm in slabs(grid):
+            values[part] = self.reference_at(points_mm + field[part])
+        return grid.image(values)
 
     def warp(self, reference: sitk.Image, outside: float | None = None) -> sitk.Image:
         """The reference drawn on the target's grid, float32, in its own intensities.

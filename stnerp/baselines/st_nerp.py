@@ -6,15 +6,17 @@ The only baseline that knows the library's networks: it puts them behind the int
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 
 from stnerp.baselines.pair import Align, PairRegistration, check_align
 from stnerp.fit import fit_deformation
 from stnerp.geometry import Grid
-from stnerp.ref_net import fit_reference
+from stnerp.ref_net import RefNet, fit_reference
 from stnerp.series import load_series
 from stnerp.window import Window
 
@@ -55,4 +57,13 @@ def st_nerp(
     common: dict[str, Any] = {"preset": preset, "device": device, "seed": seed, "progress": progress}
     net = fit_reference(series, **common, **(ref_net or {})) if prior else None
     model = fit_deformation(series, net, align=align, **common, **def_net)
-    return PairRegistration(model.displacement(1.0, Grid.of(target)))
+    displacement = model.displacement(1.0, Grid.of(target))
+    return PairRegistration(displacement, None if net is None else partial(intensities_at, net))
+
+
+def intensities_at(net: RefNet, points_mm: np.ndarray) -> np.ndarray:
+    """Ref-Net's intensities at points (..., 3) of the reference, LPS mm, as `STNeRP.image` draws them."""
+    cube = torch.from_numpy(net.grid.world_to_cube(points_mm).reshape(-1, 3))
+    with torch.no_grad():
+        read = net(cube.to(next(net.parameters()))).cpu().numpy()
+    return net.window.denormalise(np.clip(read, 0, 1)).reshape(points_mm.shape[:-1])
