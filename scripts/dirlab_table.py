@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from dirlab_data import known_motion_errors_mm
-from pair_methods import LABELS, METHODS
+from pair_methods import LABELS, NAMES
 from published import DIRLAB, TABLE_4
 from results import Record, notes, read_records
 from run_directory import logger, wrote
@@ -43,7 +43,7 @@ snapped."""
 
 def sorted_records(folder: Path) -> list[Record]:
     """All records of a folder, in the order of methods and cases."""
-    order = {name: i for i, name in enumerate(METHODS)}
+    order = {name: i for i, name in enumerate(NAMES)}
     return sorted(read_records(folder), key=lambda r: (order[r["arguments"]["method"]], r["arguments"]["case"]))
 
 
@@ -91,7 +91,14 @@ def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
         markdown_table(rows_of_methods(records)),
         EXPLAINED,
         "## Mean TRE of each case, mm, snapped",
-        markdown_table(rows_of_cases(records)),
+        markdown_table(rows_of_cases(records, "tre_snapped_mean_mm", 2)),
+        *(
+            ["## Mean distance from the known motion, mm", markdown_table(known)]
+            if _known_motion(records) and (known := rows_of_cases(records, "motion_error_mean_mm", 2))
+            else []
+        ),
+        "## Seconds of each case",
+        markdown_table(rows_of_cases(records, "seconds", 1)),
         "## Published by others: mean TRE over the ten cases, mm",
         markdown_table(DIRLAB),
     ]
@@ -125,8 +132,8 @@ def rows_of_methods(records: Sequence[Record]) -> list[dict[str, str]]:
     return [*rows, *({"method": f"{name}, published only", "paper": paper[name]} for name in rest)]
 
 
-def rows_of_cases(records: Sequence[Record]) -> list[dict[str, str]]:
-    """A row per case, with each method's mean TRE."""
+def rows_of_cases(records: Sequence[Record], name: str, digits: int) -> list[dict[str, str]]:
+    """A row per case, with one figure of each method's."""
     rows = []
     for case in _cases(records):
         row = {"case": str(case)}
@@ -136,7 +143,7 @@ def rows_of_cases(records: Sequence[Record]) -> list[dict[str, str]]:
                 for r in records
                 if (r["arguments"]["case"], r["arguments"]["method"]) == (case, method)
             ]
-            row[LABELS[method]] = f"{own[0]['tre_snapped_mean_mm']:.2f}" if own and own[0] else ""
+            row[LABELS[method]] = f"{own[0][name]:.{digits}f}" if own and name in own[0] else ""
         rows.append(row)
     return rows
 

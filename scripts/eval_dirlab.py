@@ -24,14 +24,14 @@ from answers import folding_of, summary_of_errors
 from configuration import DictConfig, hydra
 from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
-from pair_methods import METHODS, timed
+from pair_methods import NAMES, timed
 from published import DIRLAB_DISPLACEMENT_MM
 from results import Record, check_common, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from scores import everywhere, within
 
 from stnerp import Grid, InputError, MissingFileError
-from stnerp.baselines.pair import PairRegistration, check_align
+from stnerp.baselines.pair import PairRegistration, check_align, registration_of
 from stnerp.io.dirlab import DirLabCase
 from stnerp.labels import carried_labels
 from stnerp.lungs import body_of, lungs_of
@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "eval_dirlab", ()) as out:
         cases, options = plain(config.cases), plain(config.options) or {}
         check_cases(cases)
-        methods = chosen_methods(plain(config.methods), options, METHODS)
+        methods = chosen_methods(plain(config.methods), options, NAMES)
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
         check_align(common["align"])
@@ -133,6 +133,16 @@ class Pair:
             return None
         return reference, target
 
+    def known_registration(self) -> PairRegistration:
+        """A stand-in's own motion at every voxel: what voxels leave of TRE, Dice and HD95.
+
+        Raises:
+            InputError: the owners' files.
+        """
+        if self.motion is None:
+            raise InputError("known_motion: only of stand-ins is the motion known; leave it out of methods=")
+        return registration_of(Grid.of(self.images()[1]), self.motion)
+
     def compare_with_published(self) -> None:
         """Warn where the landmarks are not as far apart as the owners say: a sample of theirs is within 10 %."""
         apart = float(tre_mm(self.target_mm, self.reference_mm).mean())
@@ -148,7 +158,10 @@ def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
     common = arguments["common"]
     window = Window.of(common["window"], (reference, target))
     settings = {"window": window, **{name: common[name] for name in ("align", "seed", "device")}}
-    found, seconds = timed(arguments["method"], reference, target, **{**settings, **arguments["options"]})
+    if arguments["method"] == "known_motion":
+        found, seconds = pair.known_registration(), 0.0
+    else:
+        found, seconds = timed(arguments["method"], reference, target, **{**settings, **arguments["options"]})
     # φ takes the target's points, of T50, to the reference, T00.
     predicted_mm, grid = found.map_points(pair.target_mm), Grid.of(reference)
     snapped_mm = grid.index_to_world(np.rint(grid.world_to_index(predicted_mm)))

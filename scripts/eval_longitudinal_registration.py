@@ -19,23 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pair_methods
 from answers import Answers, all_scores, answer, known_registration
 from configuration import DictConfig, hydra
 from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
-from pair_methods import timed
+from pair_methods import LABELS, NAMES, timed
 from published import TABLE_5
 from results import Record, chosen_methods, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
-from series_methods import LABELS
 from series_tables import Row, image_rows, means, seconds, write_report
 
 from stnerp import Grid, InputError
 
 SCHEMES = ("long", "short")
-METHODS = ("no_motion", "known_motion", *(name for name in pair_methods.METHODS if name != "no_motion"))
 STAND_FOR = {
     "ANTs": ("ants_syn",),
     "IDIR": ("idir",),
@@ -57,7 +54,7 @@ without key points: not what their authors published. Paper: its Table V, on its
 def main(config: DictConfig) -> None:
     with run_directory(config, "eval_longitudinal_registration", ()) as out:
         options, schemes = plain(config.options) or {}, plain(config.schemes)
-        methods = chosen_methods(plain(config.methods), options, METHODS)
+        methods = chosen_methods(plain(config.methods), options, NAMES)
         if not (isinstance(schemes, list) and schemes and set(schemes) <= set(SCHEMES)):
             raise InputError(f"schemes: {schemes!r} must be a list of {', '.join(SCHEMES)}")
         start_anew(config, out)
@@ -138,7 +135,7 @@ def rows_of_schemes(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]
     """A row per scheme and method, beside the paper's figures."""
     table = []
     for scheme in SCHEMES:
-        for method in METHODS:
+        for method in NAMES:
             asked = (scheme, method)
             mine = [r for r in rows if (r["scheme"], r["method"]) == asked]
             own = [

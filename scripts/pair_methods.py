@@ -82,6 +82,9 @@ METHODS: dict[str, PairMethod] = {
     "cycle_idir": in_lungs(cycle_idir),
 }
 
+#: All that a table of pairs may show; the known motion is asked of the data, not of two images.
+NAMES = ("no_motion", "known_motion", *(name for name in METHODS if name != "no_motion"))
+
 #: What the packages of peers are imported by.
 MODULES = {
     "ants_syn": "ants",
@@ -117,6 +120,7 @@ def timed(
 
 LABELS = {
     "no_motion": "no motion",
+    "known_motion": "known motion",
     "stnerp_fast": "stnerp fast, w/o prior",
     "stnerp_fast_prior": "stnerp fast",
     "stnerp_paper": "stnerp paper",

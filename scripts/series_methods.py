@@ -206,7 +206,6 @@ METHODS: dict[str, SeriesMethod] = {
 
 LABELS = {
     **pair_methods.LABELS,
-    "known_motion": "known motion",
     "nearest_image": "nearest image",
     "linear_blend": "linear blend",
     "stnerp_fast_blend": "stnerp fast, w/o prior, appearance blend",

@@ -167,7 +167,7 @@ def test_a_run_resumes_survives_and_grows(
 def test_every_method_finishes(tmp_path: Path, stand_ins: Path) -> None:
     """Or its package isn't installed, and the record says which and how to get it."""
     run(tmp_path, *on_stand_ins(stand_ins), "cases=[6]", "methods=all", f"options={FEW_STEPS}")
-    methods = importlib.import_module("pair_methods").METHODS
+    methods = importlib.import_module("pair_methods").NAMES
     for row in rows_of(tmp_path / "metrics.csv"):
         if row["failure"]:
             assert "pip install 'stnerp[peers]'" in row["failure"], row["method"]
@@ -203,6 +203,9 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     thresholds = importlib.import_module("eval_dirlab")
     monkeypatch.setattr(thresholds, "lungs_of", lambda image, body: (image < -500) & body)
     arguments = on_stand_ins(stand_ins)
+    run(tmp_path, *arguments, f"cases=[{number}]", "methods=[no_motion,known_motion,idir,cycle_idir]")
+    (known,) = (row for row in rows_of(tmp_path / "metrics.csv") if row["method"] == "known_motion")
+    shutil.move(tmp_path / "results" / f"case{number:02d}-known_motion.json", tmp_path / "known.json")
     run(tmp_path, *arguments, f"cases=[{number}]", "methods=[no_motion,idir,cycle_idir]")
     still, right, wrong = (float(row["tre_mean_mm"]) for row in rows_of(tmp_path / "metrics.csv"))
     floor, snapped = data.known_motion_errors_mm(section_of(stand_ins), number)
@@ -220,6 +223,9 @@ def test_the_known_motion_scores_its_rounding_and_the_inverse_does_not(
     assert right <= 10 < still <= wrong
     still, right, wrong = (float(row["motion_dice_lungs"]) for row in rows_of(tmp_path / "metrics.csv"))
     assert wrong < still < 0.9 < 0.99 < right
+    right_row = rows_of(tmp_path / "metrics.csv")[1]
+    for name in ("tre_mean_mm", "motion_error_mean_mm", "dice_lungs", "motion_dice_lungs"):
+        assert float(known[name]) == pytest.approx(float(right_row[name]), abs=1e-3), name  # the same by two ways
 
 
 def test_stand_ins_have_the_owners_grids_and_their_own_motion(stand_ins: Path, tmp_path: Path) -> None:
@@ -312,7 +318,7 @@ def test_a_wrong_stand_in_says_so(
 
 def test_every_method_has_a_label_and_a_record_is_json(tmp_path: Path) -> None:
     methods, results = importlib.import_module("pair_methods"), importlib.import_module("results")
-    assert methods.METHODS.keys() == methods.LABELS.keys()
+    assert set(methods.NAMES) == methods.LABELS.keys() == methods.METHODS.keys() | {"known_motion"}
     path = tmp_path / "results" / "a.json"
     record, new = results.recorded(path, {"pair": (1, 2)}, lambda: {"x": 1.5})
     assert new
