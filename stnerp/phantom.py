@@ -231,7 +231,7 @@ class MovedImage(MovingScene):
         Raises:
             InputError: the mask is too small for any; for fewer than asked, a notice.
         """
-        inside = _body(self._image) if self._mask is None else self._mask != 0
+        inside = patient_in(self._image) if self._mask is None else self._mask != 0
         inside = sitk.SignedMaurerDistanceMap(inside, squaredDistance=False, useImageSpacing=True)
         depth = -sitk.GetArrayFromImage(inside)
         smooth = max(1.5, *self.grid.spacing_mm)
@@ -599,7 +599,7 @@ def _noise(shape: tuple[int, int, int], level: float, seed: int, t: float) -> np
     return np.float32(level) * rng.standard_normal(shape, dtype=np.float32)
 
 
-def _body(image: sitk.Image) -> sitk.Image:
+def patient_in(image: sitk.Image) -> sitk.Image:
     """The patient: the largest bright part, its air-filled inside included (filled slice by slice)."""
     bright = sitk.OtsuThreshold(sitk.Cast(image, sitk.sitkFloat32), 0, 1)
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(bright), sortByObjectSize=True)

@@ -451,3 +451,34 @@ def test_floors_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     paper = rows["Ref-Net paper, 1024 points"]
     assert float(paper["GFLOP"]) == pytest.approx(expected / 1e9, rel=0.01)
     assert all(float(row["measured ms"]) > 0 for row in rows.values())
+
+
+def test_an_image_of_ones_own_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The motion itself has no error, the still image that of the motion; what is there is not made again."""
+    moved, pair_methods = importlib.import_module("moved"), importlib.import_module("pair_methods")
+    phantom = importlib.import_module("stnerp.phantom").Phantom((36, 28, 20), 10.0, noise_hu=20.0)
+    sitk.WriteImage(phantom.image(0.0), str(tmp_path / "ct.mha"))
+    motion = moved.Breathing.of_grid(phantom.grid, amplitude_si_mm=20.0)
+    given = []
+
+    def knows(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+        given.append([sitk.GetArrayFromImage(image) for image in (reference, target)])
+        return registration_of(
+            Grid.of(target), lambda points_mm: motion.target_to_reference(points_mm, moved.TARGET)
+        )
+
+    monkeypatch.setitem(pair_methods.METHODS, "greedy", knows)
+    asked = [f"image={tmp_path / 'ct.mha'}", f"out={tmp_path}", "motion.amplitude_si_mm=20", "noise=0.01"]
+    for _ in range(2):
+        moved.main([*asked, "methods=no_motion,greedy"])
+    assert len(given) == 1
+    with (tmp_path / "moved.csv").open(encoding="utf-8") as file:
+        still, known = csv.DictReader(file)
+    assert float(known["landmarks_mean_mm"]) < 0.3 < 4 < float(still["landmarks_mean_mm"])  # linear between 10 mm
+    assert float(known["body_mean_mm"]) < 1e-6 < 3 < float(still["body_mean_mm"])
+    reference, target = given[0]
+    air = (reference < -900) & (target < -900)
+    # Noise of 20 HU, another on each: together by the root of two. Denoised air is flat to some HU.
+    assert np.std((reference - target)[air]) == pytest.approx(20 * np.sqrt(2), rel=0.1)
+    with pytest.raises(InputError, match="image: give a file"):
+        moved.main(["methods=greedy"])
