@@ -107,7 +107,9 @@ def fit_deformation(
     identity: dict[str, object] = {}
     if checkpoint is not None:
         asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
-        identity = {"network": "Def-Net", **_identity(series, ref_net, init), **asked, **asdict(chosen)}
+        depends_on = {"network": "Def-Net", **_identity(series, ref_net, init), **asked}
+        assert not depends_on.keys() & asdict(chosen).keys()  # one would hide the other
+        identity = {**depends_on, **asdict(chosen)}
     with Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit:
         torch.manual_seed(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
@@ -147,7 +149,7 @@ def _identity(series: Series, ref_net: RefNet | None, init: Init | None) -> dict
         "points": [None if points is None else fingerprint_of(points) for points in series.landmarks],
         "times": series.times,
         "period": series.period,
-        "reference": series.reference,
+        "reference_index": series.reference,
         "window": (series.window.low, series.window.high),
         "ref_net": None if ref_net is None else (ref_net.settings, fingerprint(ref_net)),
         "init": _init_identity(init),

@@ -8,6 +8,7 @@ Both are distances in mm at points, which don't depend on the images' resolution
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ from stnerp.presets import DefNetSettings
 from stnerp.series import Series
 from stnerp.time_basis import index_at
 from stnerp.warp import sample, smoothed
+
+logger = logging.getLogger(__name__)
 
 # Of a displacement (1, 3, z, y, x), target -> reference, in cube units of the series' grid: a distance in mm.
 Guide = Callable[[torch.Tensor], torch.Tensor]
@@ -83,17 +86,29 @@ def image_at(series: Series, t: float, argument: str) -> int:
     i = index_at(series.times, t)
     if i is not None and i != series.reference:
         return i
-    listed = ", ".join(f"{series.times[i]:g}" for i in series.targets)
+    listed = ", ".join(f"{series.times[i]:.15g}" for i in series.targets)
     raise InputError(f"{argument}: {t} is not the time of an image besides the reference; those are {listed}")
 
 
 def landmark_guide(series: Series, i: int, alignment: np.ndarray, device: torch.device | str = "cpu") -> Guide:
-    """How far landmarks of image i, once moved, are from the reference's: mean robust distance, mm."""
+    """How far landmarks of image i, once moved, are from the reference's: mean robust distance, mm.
+
+    Those beyond either field of view don't count: no image says how tissue moves there.
+
+    Raises:
+        InputError: none lies within both.
+    """
     at, partners = series.landmarks[i], series.landmarks[series.reference]
     assert at is not None
     assert partners is not None
-    points = _cube(series.grid, at, alignment, device)
-    wanted = _cube(series.grid, partners, np.eye(4), device)
+    seen = Grid.of(series.images[i]).contains(at) & series.grid.contains(partners)
+    if not seen.any():
+        raise InputError(f"landmarks: of {series.names[i]} none lies in its image and in the reference's as well")
+    if not seen.all():
+        text = "landmarks of %s: %d of %d lie outside its image or the reference's, and don't guide"
+        logger.warning(text, series.names[i], np.count_nonzero(~seen), len(seen))
+    points = _cube(series.grid, at[seen], alignment, device)
+    wanted = _cube(series.grid, partners[seen], np.eye(4), device)
 
     def guide(displacement: torch.Tensor) -> torch.Tensor:
         miss_mm = series.grid.vectors_from_cube(_moved(points, displacement) - wanted)

@@ -240,7 +240,6 @@ FLOW = DefNetSettings(
     levels=(Level(8, 12, 60), Level(4, 8, 60), Level(2, 6, 30)),
 )
 
-PresetName = Literal["fast", "paper"]
 Settings = TypeVar("Settings", RefNetSettings, DefNetSettings)
 
 

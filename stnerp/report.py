@@ -373,7 +373,8 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> Path:
             writer = csv.writer(file)
             if columns:
                 writer.writerow(map(_inert, columns))
-            writer.writerows([_inert(_text(row.get(column), 6)) for column in columns] for row in rows)
+            digits = {column: 15 if column == "time" else 6 for column in columns}  # seconds since 1970 take more
+            writer.writerows([_inert(_text(row.get(name), n)) for name, n in digits.items()] for row in rows)
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); choose another place") from error
     return path

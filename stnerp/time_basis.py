@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,14 +23,19 @@ def index_at(
     """Index of the measured time that t is, but for whole periods and `within`; None where it is none.
 
     Args:
-        within: how far they may lie apart; None: as far as rounding takes them.
+        times: measured, increasing.
+        within: how far they may lie apart; None: as far as rounding takes them, which is little where times are
+            close to each other and far from zero, as seconds since 1970 are.
     """
-    for i, time in enumerate(times):
-        apart = abs(t - time) if period is None else abs(math.remainder(t - time, period))
-        rounding = 1e-9 * max(abs(t), abs(time), period or 0.0) + 1e-12
-        if apart <= (rounding if within is None else within):
-            return i
-    return None
+    apart = [abs(t - time) if period is None else abs(math.remainder(t - time, period)) for time in times]
+    if not apart:
+        return None
+    nearest = int(np.argmin(apart))
+    if within is None:
+        size = max(abs(t), *(abs(time) for time in times), period or 0.0)
+        gaps = [after - before for before, after in pairwise(times)]
+        within = max(min([1e-9 * size + 1e-12, *(1e-3 * gap for gap in gaps)]), 4 * float(np.spacing(size)))
+    return nearest if apart[nearest] <= within else None
 
 
 @dataclass(frozen=True)

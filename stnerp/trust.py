@@ -261,13 +261,15 @@ class _Judge:
         else:
             grid = working_grid(series.grid)
             structure = windows_of(series.reference_image, series.window, grid).structure()
+            if not structure.any():  # nothing to compare, which the scans' findings say
+                structure = np.ones_like(structure)
             points_mm, voxel_ml = grid.points_world()[structure], math.prod(grid.spacing_mm) / 1000
         step = len(points_mm) // MOST_POINTS | 1
         self.points_mm, self.point_ml = points_mm[::step], step * voxel_ml
         alignments = np.stack([self.alignment(t) for t in series.times])
         self.exchanged = exchanged(series, alignments)
         self.scans: dict[int, Finding] = {}
-        self.agreements: dict[float, Agreement] = {}
+        self.agreements: dict[int, Agreement] = {}
 
     def at(self, t: float) -> Verdict:
         measures: dict[str, float] = {}
@@ -283,7 +285,8 @@ class _Judge:
         for numbers, sentences in findings:
             measures |= numbers
             reasons += sentences
-        found = self.agreements.get(t)
+        scan = index_at(self.series.times, t, self.series.period)
+        found = None if scan is None else self.agreements.get(scan)
         measured = index_at(self.model.times, t, self.model.period) is not None
         return Verdict(t, measured, tuple(reasons), measures, found)
 
@@ -305,12 +308,13 @@ class _Judge:
     def scan(self, index: int) -> Finding:
         """How one scan agrees with the moved reference."""
         if index not in self.scans:
-            self.scans[index] = self._scan(self.series.images[index], self.series.times[index])
+            self.scans[index] = self._scan(index)
         return self.scans[index]
 
-    def _scan(self, scan: sitk.Image, t: float) -> Finding:
+    def _scan(self, index: int) -> Finding:
         limits, reasons = self.limits, []
-        found = self.agreements[t] = agreement(self.model, scan, t, self.reference)
+        scan, t = self.series.images[index], self.series.times[index]
+        found = self.agreements[index] = agreement(self.model, scan, t, self.reference)
         near = None
         outside = 0.0
         if self.roi:

@@ -46,6 +46,8 @@ class Window:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InputError(f"window: ({self.low}, {self.high}) must be two finite numbers, low below high")
+        for name in ("low", "high"):  # numbers of NumPy go into no model's file
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @staticmethod
     def of(spec: str | Sequence[float] | Window, images: Iterable[sitk.Image] = ()) -> Window:

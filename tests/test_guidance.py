@@ -121,6 +121,17 @@ def test_landmarks_cost_their_distance() -> None:
     assert float(guide(-TRUE)) == pytest.approx(np.sqrt(4 * distance_mm**2 + 1) - 1, rel=1e-5)
 
 
+def test_landmarks_beyond_a_field_of_view_do_not_guide(caplog: pytest.LogCaptureFixture) -> None:
+    inside, far = GRID.index_to_world(np.array([[8.0, 9.0, 7.0], [15.5, 20.0, 12.0]])), np.full((1, 3), 1e3)
+    known = shifted(landmarks=[np.concatenate([inside, far]), np.concatenate([inside + SHIFT_MM, far + 50])])
+    alone = shifted(landmarks=[inside, inside + SHIFT_MM])
+    for u in (TRUE, 0 * TRUE):
+        assert float(guides(known)["landmarks"](u)) == pytest.approx(float(guides(alone)["landmarks"](u)), abs=1e-6)
+    assert "1 of 3 lie outside" in caplog.text
+    with pytest.raises(InputError, match="landmarks: .* none lies in its image"):
+        guides(shifted(landmarks=[np.concatenate([inside[:1], far]), np.concatenate([far, inside[:1]])]))
+
+
 @pytest.mark.parametrize("name", ["contours", "landmarks"])
 def test_the_gradient_points_the_right_way(name: str) -> None:
     guide = guides(shifted())[name]

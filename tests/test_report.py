@@ -336,6 +336,11 @@ def test_csv_reads_back(tmp_path):
     ]
 
 
+def test_times_keep_their_digits(tmp_path):
+    path = report.write_csv(tmp_path / "rows.csv", [{"time": 1735689600.25, "mm": 1.23456789}, {"time": 45000.123}])
+    assert path.read_text(encoding="utf-8").split() == ["time,mm", "1735689600.25,1.23457", "45000.123,"]
+
+
 @pytest.mark.parametrize("name", ["=1+1", "+1 mm", "-A1", "@SUM(A1)", "\t=1+1", "'=1+1"])
 def test_csv_holds_no_formula(name, tmp_path):
     """Names of regions and patients come from files; a spreadsheet would run them. Numbers stay numbers."""

@@ -281,6 +281,13 @@ def test_a_checkpoint_of_another_fit_is_refused_and_kept(series: Series, ref_net
     with pytest.raises(InputError, match="with other network"):
         fit_reference(series, checkpoint=path, **REF_NET)
     assert path.read_bytes() == before
+    # Another image as the reference, the same for all else.
+    path.unlink()
+    fit_deformation(series, None, **brief)
+    with pytest.raises(InputError, match="with other reference_index;"):
+        fit_deformation(replace(series, reference=1), None, **brief)
+    path.unlink()
+    fit_deformation(series, ref_net, **brief)
     # One voxel of one image.
     image = sitk.Image(series.images[2])
     image[3, 3, 3] = image[3, 3, 3] + 1

@@ -116,6 +116,12 @@ def test_which_measured_time_it_is() -> None:
     assert [index_at(times, t, 1.0) for t in (1.3, -0.7, 5.6, 7.0, 1.31, 0.95)] == [1, 1, 2, 0, None, None]
     assert index_at((1e6,), 1e6 + 1e-4) == 0  # rounding of that size of numbers
     assert index_at((1e6,), 1e6 + 1e-2) is None
+    # Seconds since 1970, half a second apart: what rounds there is a millionth of a second.
+    epoch = [1735689600 + 0.5 * i for i in range(4)]
+    assert [index_at(epoch, t) for t in epoch] == [0, 1, 2, 3]
+    assert [index_at(epoch, t + 1e-6, period=2.0) for t in epoch] == [0, 1, 2, 3]
+    assert index_at(epoch, epoch[1] + 0.1) is None
+    assert index_at((), 1.0) is None
     # As people round: 0.3333 for a third.
     assert [index_at((1 / 3,), t, 1.0, within=1e-4) for t in (0.3333, 1.3333, 0.333)] == [0, 0, None]
 

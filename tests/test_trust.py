@@ -6,6 +6,7 @@ import csv
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,24 @@ def test_silence_is_no_consent() -> None:
     array = np.zeros(GRID.shape, np.uint8)
     array[10:14, 10:14, 4:7] = 1
     assert said(verdicts(model, series, [1], roi=GRID.image(array))[0], "nothing could be compared")
+
+
+def test_a_reference_without_structure_is_no_crash() -> None:
+    """Nothing to look at anywhere: the verdict says so, at a scan's time and between."""
+    faint = GRID.image(np.random.default_rng(0).uniform(0.5, 0.505, GRID.shape).astype(np.float32))
+    series = load_series([faint, faint], [0, 1], window=(0, 1))
+    model = known()
+    model.reference_voxels = sitk.GetArrayFromImage(faint)
+    for verdict in verdicts(model, series, [1, 0.5]):
+        assert not verdict.ok
+    assert said(verdicts(model, series, [1])[0], "nothing could be compared")
+
+
+def test_a_scan_is_found_a_period_later() -> None:
+    series = load_series([blobs(), blobs()], [0, 1], window=(0, 1), period=4)
+    model = known()
+    model.def_net.time_basis = replace(model.def_net.time_basis, period=4.0)
+    assert verdicts(model, series, [5])[0].agreement is not None
 
 
 def test_limits_are_numbers() -> None:

@@ -99,6 +99,12 @@ def test_unusable_windows_are_refused(spec, images, message):
         Window.of(spec, images)
 
 
+def test_numbers_of_numpy_become_plain():
+    window = Window(*np.percentile(np.arange(11.0), [10, 90]))
+    assert [type(window.low), type(window.high)] == [float, float]
+    assert (window.low, window.high) == (1, 9)
+
+
 def test_dict_round_trip():
     window = Window(-1000.5, 150, "lung")
     assert Window.from_dict(window.to_dict()) == window
