@@ -45,15 +45,16 @@ def main(config: DictConfig) -> None:
         times = evenly(model, config.frames) if config.times is None else sorted(times_of(config))
         grid, dtype = grid_of(model, config.grid), voxel_type(model, config.dtype)
         labels, rois = roi_of(config, model.grid)
+        label_dtype = None if labels is None else label_type(labels, str(config.roi))
         folder.mkdir(exist_ok=True)
         film(config, model, times, labels, rois, folder)  # first: it takes seconds, and finds mistakes
         common = {"time_unit": model.time_unit, "overwrite": config.overwrite}
         images = (model.image(t, grid, appearance=config.appearance) for t in times)
         write_nifti_4d(images, times, folder / "series.nii.gz", dtype=dtype, **common)
         wrote(folder / "series.nii.gz", *beside(folder / "series.json"))
-        if labels is not None:
-            carried = (sitk.Cast(model.propagate(labels, t, grid), sitk.sitkUInt16) for t in times)
-            write_nifti_4d(carried, times, folder / "roi.nii.gz", dtype="uint16", **common)
+        if labels is not None and label_dtype is not None:
+            carried = (model.propagate(labels, t, grid) for t in times)
+            write_nifti_4d(carried, times, folder / "roi.nii.gz", dtype=label_dtype, **common)
             wrote(folder / "roi.nii.gz", *beside(folder / "roi.json"))
         wrote(out / "export_series.log")
 
@@ -101,6 +102,17 @@ def roi_of(config: DictConfig, reference: Grid) -> tuple[sitk.Image | None, list
     labels = read_labels(path)
     check_roi(labels, reference, str(path))
     return labels, []
+
+
+def label_type(labels: sitk.Image, name: str) -> VoxelType:
+    """The smaller of two types that holds all labels."""
+    values = sitk.GetArrayViewFromImage(labels)
+    low, high = int(values.min()), int(values.max())
+    types: tuple[VoxelType, ...] = ("uint16", "int32")
+    for dtype in types:
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dtype
+    raise InputError(f"{name}: labels from {low} to {high} don't fit into 32 bits; number them anew")
 
 
 def beside(path: Path) -> list[Path]:

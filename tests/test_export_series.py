@@ -104,6 +104,32 @@ def test_times_grid_and_a_structure_set(fitted: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "series" / "roi.nii.gz").exists()
 
 
+def numbered_heart(fitted: Path, label: int, path: Path) -> Path:
+    heart = sitk.ReadImage(str(fitted / "heart.nii.gz"), sitk.sitkInt64)
+    sitk.WriteImage(heart * label, str(path))
+    return path
+
+
+@pytest.mark.parametrize(("label", "pixel"), [(65535, sitk.sitkUInt16), (70000, sitk.sitkInt32)])
+def test_labels_keep_their_numbers(fitted: Path, tmp_path: Path, label: int, pixel: int) -> None:
+    (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
+    roi = numbered_heart(fitted, label, tmp_path / "heart.nii.gz")
+    run(f"out={tmp_path}", "frames=2", f"roi={roi}", "pixels=40")
+    for image in load_series(tmp_path / "series" / "roi.nii.gz").images:
+        assert np.unique(array(image)).tolist() == [0, label]
+        assert image.GetPixelID() == pixel
+
+
+def test_labels_that_no_file_holds_are_refused_at_once(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
+    roi = numbered_heart(fitted, 2**31, tmp_path / "heart.nii.gz")
+    line = refused(capsys, f"out={tmp_path}", "frames=2", f"roi={roi}", "pixels=40")
+    assert f"{roi}: labels from 0 to {2**31} don't fit into 32 bits" in line
+    assert not (tmp_path / "series").exists()
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, script: str = "export_series") -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:

@@ -78,6 +78,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.nii"]
 
 
+@pytest.mark.parametrize("suffix", [".MHA", ".NII.GZ", ".Nii", ".nii.GZ", ".NRRD"])
+def test_suffixes_in_upper_case(tmp_path, suffix):
+    image, path = numbered(OBLIQUE), tmp_path / f"a{suffix}"
+    # What a killed process left, whose number no process has.
+    (tmp_path / f".{2**31 - 1}.a{suffix.lower()}").write_bytes(b"half")
+    for given, overwrite in ((image + 1, False), (image, True)):
+        write_image(given, path, overwrite)
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(InputError, match="can't be written"):
+        write_image(sitk.Image([2] * 3, sitk.sitkLabelUInt8), path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    if suffix not in (".Nii", ".nii.GZ"):  # which ITK doesn't read
+        assert_same(read_image(path), image)
+    assert_same(read_image(path.rename(tmp_path / f"b{suffix.lower()}")), image)
+
+
 def test_write_names_what_is_wrong_with_the_path(tmp_path):
     with pytest.raises(MissingFileError, match="folder does not exist"):
         write_image(numbered(OBLIQUE), tmp_path / "no" / "a.nii")
@@ -370,6 +386,17 @@ def test_labels_may_be_stored_as_floats(tmp_path):
     write_image(labels + 0.5, tmp_path / "b.nii.gz")
     with pytest.raises(InputError, match=r"b\.nii\.gz: labels must be whole numbers"):
         read_labels(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_beyond_32_bits_are_refused(tmp_path, dtype):
+    for label in (3e9, 2.0**31, -3e9):
+        write_image(OBLIQUE.image(np.full(OBLIQUE.shape, label, dtype)), tmp_path / "a.nii.gz", overwrite=True)
+        with pytest.raises(InputError, match=r"a\.nii\.gz: labels must lie between -2147483648 and 2147483647"):
+            read_labels(tmp_path / "a.nii.gz")
+    for label in (2**31 - 128, -(2**31)):  # the outermost of float32
+        write_image(OBLIQUE.image(np.full(OBLIQUE.shape, label, dtype)), tmp_path / "a.nii.gz", overwrite=True)
+        assert read_labels(tmp_path / "a.nii.gz")[0, 0, 0] == label
 
 
 # -- DICOM

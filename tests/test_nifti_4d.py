@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from stnerp import InputError, MissingFileError, load_series
 from stnerp.geometry import Grid
+from stnerp.io.image import read_images
 from stnerp.io.nifti_4d import nifti_times, write_nifti_4d
 
 TIMES = (0.0, 0.35, 0.7)
@@ -70,6 +71,18 @@ def test_floats_keep_their_fractions_and_whole_numbers_are_rounded(tmp_path: Pat
     for k, image in enumerate(images):
         np.testing.assert_array_equal(array(load_series(tmp_path / "f.nii.gz").images[k]), array(image))
         np.testing.assert_array_equal(array(load_series(tmp_path / "i.nii.gz").images[k]), np.rint(array(image)))
+
+
+def test_labels_of_32_bits(tmp_path: Path) -> None:
+    grid = Grid((5, 6, 4), (1, 2, 3))
+    labels = [grid.image(np.full(grid.shape, label, np.int64)) for label in (70000, -3, 2**31 - 1)]
+    write_nifti_4d(labels, TIMES, tmp_path / "a.nii", dtype="int32")
+    for read, image in zip(read_images(tmp_path / "a.nii")[0], labels, strict=True):
+        np.testing.assert_array_equal(array(read), array(image))
+        assert read.GetPixelID() == sitk.sitkInt32
+    for beyond in (labels[2] + 1, sitk.Cast(labels[2], sitk.sitkFloat32)):  # float32 has 2³¹ for 2³¹ - 1
+        with pytest.raises(InputError, match="number 2 has values that int32 can't hold"):
+            write_nifti_4d([*labels[:2], beyond], TIMES, tmp_path / "b.nii", dtype="int32")
 
 
 @pytest.mark.parametrize("times", [[0, 0.1, 0.2, 0.3], [0, 1 / 3, 2 / 3, 1], [-2, -1, 0, 1], [0, 35, 70, 105]])

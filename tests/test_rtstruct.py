@@ -6,8 +6,11 @@ dicom3tools, a validator, and `plastimatch`, which rasterises the contours.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,10 @@ import pytest
 import SimpleITK as sitk
 from conftest import DIRECTIONS, make_grid
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.tag import Tag
+from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, MRImageStorage, RTStructureSetStorage
 
 from stnerp.contours import contour_mask, keyholes
 from stnerp.errors import InputError, MissingFileError
@@ -715,6 +720,74 @@ def test_a_series_without_a_frame_of_reference_has_no_place_for_contours(tmp_pat
     (series,) = dicom_series(tmp_path / "ct")
     with pytest.raises(InputError, match=r"'a, 30\.0%' has no frame of reference"):
         write_rtstruct(some_labels(GRID), {1: "A", 2: "B"}, series, tmp_path / "rs.dcm")
+
+
+# -- scans whose headers leave out or get wrong what a structure set says
+
+
+def edited(folder: Path, edit: Callable[[Dataset], None]) -> DicomSeries:
+    """A CT series after its files' tags were edited."""
+    for name in ct(folder).files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is edited here
+            file = pydicom.dcmread(name)
+            edit(file)
+            file.save_as(name)
+    return dicom_series(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("modality", "expected"), [("CT", CTImageStorage), ("MR", MRImageStorage), ("", CTImageStorage)]
+)
+def test_slices_that_do_not_say_what_they_are(tmp_path: Path, modality: str, expected: str) -> None:
+    def edit(file: Dataset) -> None:
+        del file.SOPClassUID
+        file.Modality = modality
+
+    write_rtstruct(some_labels(GRID, 1), {1: "A"}, edited(tmp_path / "ct", edit), tmp_path / "rs.dcm")
+    file = pydicom.dcmread(tmp_path / "rs.dcm")
+    image = file.ROIContourSequence[0].ContourSequence[0].ContourImageSequence[0]
+    assert image.ReferencedSOPClassUID == expected
+
+
+@pytest.mark.parametrize("uid", [None, ""])
+def test_contours_refer_to_no_slice_without_a_uid(tmp_path: Path, uid: str | None) -> None:
+    def edit(file: Dataset) -> None:
+        if file.InstanceNumber == 2:
+            file.SOPInstanceUID = uid
+
+    series = edited(tmp_path / "ct", edit)
+    (without,) = (piece.path for piece in series.slices if not piece.tags.get("0008|0018"))
+    with pytest.raises(InputError, match=f"{re.escape(without)}: has no SOPInstanceUID"):
+        write_rtstruct(some_labels(GRID, 1), {1: "A"}, series, tmp_path / "rs.dcm")
+    with pytest.raises(InputError, match="has no SOPInstanceUID"):
+        write_structures(drawn_rois(), series, tmp_path / "rs.dcm")
+    assert not (tmp_path / "rs.dcm").exists()
+
+
+def test_what_of_a_patient_dicom_does_not_take_is_left_out(tmp_path: Path) -> None:
+    def edit(file: Dataset) -> None:
+        file.PatientAge, file.PatientSize, file.OtherPatientIDs = "34 years", "1.8", ["a", "b"]
+        # As some systems write it, which pydicom by itself doesn't.
+        tag = Tag("PatientWeight")
+        file[tag] = RawDataElement(tag, "DS", 4, b"70,5", 0, is_implicit_VR=False, is_little_endian=True)
+
+    write_structures(drawn_rois(), edited(tmp_path / "ct", edit), tmp_path / "rs.dcm")
+    file = pydicom.dcmread(tmp_path / "rs.dcm")
+    assert "PatientWeight" not in file
+    assert "PatientAge" not in file
+    assert (file.PatientSize, list(file.OtherPatientIDs)) == (1.8, ["a", "b"])
+
+
+@pytest.mark.parametrize("text", ["x" * 65, "thorax\\gated, 30%", "y" * 63 + "\\z"])
+def test_any_description_of_a_series_will_do(tmp_path: Path, text: str) -> None:
+    def edit(file: Dataset) -> None:
+        file.SeriesDescription = text
+
+    series = edited(tmp_path / "ct", edit)
+    assert series.description == text
+    write_rtstruct(some_labels(GRID, 1), {1: "A"}, series, tmp_path / "rs.dcm")
+    assert pydicom.dcmread(tmp_path / "rs.dcm").SeriesDescription == text.replace("\\", "/")[:64]
 
 
 # -- the CT series that contours are written for

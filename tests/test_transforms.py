@@ -185,6 +185,18 @@ def test_transform_files_lose_nothing(
     assert np.abs(through(read, points) - model.map_points(points, T)).max() < SINGLE_MM
 
 
+@pytest.mark.parametrize("suffix", [".H5", ".TFM", ".MHA", ".NII.GZ"])
+def test_suffixes_in_upper_case(model: STNeRP, target: Grid, tmp_path: Path, suffix: str) -> None:
+    path = write_transform(model, T, tmp_path / f"a{suffix}", target)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    if suffix.lower() in FIELDS:
+        assert transformix_parameters(path)["Size"] == [str(n) for n in target.size]
+    write_transform(model, T, tmp_path / f"b{suffix.lower()}", target)
+    lower, points = path.rename(tmp_path / f"c{suffix.lower()}"), centres(target)
+    same = through(as_transform(lower), points) - through(as_transform(tmp_path / f"b{suffix.lower()}"), points)
+    assert not same.any()
+
+
 def test_translation_is_written_as_it_is(reference: Grid, tmp_path: Path) -> None:
     step_mm = reference.vectors_to_world(2.5 * np.array(Uniform.MM))
     found, points = make(Uniform(reference)), inner_points(reference)

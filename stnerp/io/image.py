@@ -11,7 +11,8 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from stnerp.atomic import replacing
+from stnerp.atomic import remove_partial, replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import (
@@ -41,6 +42,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | sitk.Image | np.ndarray | torch
 
 _SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 _NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img")
+_META_SUFFIXES = (".mha", ".mhd")
 # What of a NIfTI header says where the voxels lie.
 _NIFTI_PLACE = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -138,7 +140,7 @@ def read_labels(path: str | os.PathLike[str]) -> sitk.Image:
 
     Raises:
         MissingFileError: no such file or folder.
-        InputError: not a readable 3D image, or with values that aren't whole numbers.
+        InputError: not a readable 3D image, or with values that `to_labels` refuses.
     """
     return to_labels(read_image(path), str(path))
 
@@ -147,13 +149,16 @@ def to_labels(image: sitk.Image, name: str) -> sitk.Image:
     """The image with an integer type; `name` is for the message.
 
     Raises:
-        InputError: values that aren't whole numbers.
+        InputError: values that aren't whole numbers, or floating-point ones that don't fit into 32 bits.
     """
     if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         return image
     values = sitk.GetArrayViewFromImage(image)
     if not np.all(np.isfinite(values)) or np.any(values != np.rint(values)):
         raise InputError(f"{name}: labels must be whole numbers; threshold or round the image first")
+    limits = np.iinfo(np.int32)
+    if float(values.min()) < limits.min or float(values.max()) > limits.max:
+        raise InputError(f"{name}: labels must lie between {limits.min} and {limits.max}; number them anew")
     return sitk.Cast(image, sitk.sitkInt32)
 
 
@@ -236,11 +241,39 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str], overwrite: bool
     if not path.name.lower().endswith(_SUFFIXES):
         raise InputError(f"{path}: the file name must end in one of {', '.join(_SUFFIXES)}")
     check_writable(path, overwrite)
-    with replacing(path) as partial:
+    with replacing_by_itk(path, _SUFFIXES) as partial:
         try:
             sitk.WriteImage(image, str(partial), useCompression=True)
         except RuntimeError as error:
             raise InputError(f"{path}: can't be written: {reason(error)}") from None
+
+
+@contextmanager
+def replacing_by_itk(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """As `stnerp.atomic.replacing`, but the path to write to has its suffix, one of these, in lower case.
+
+    ITK knows few others: of a.MHA it makes two files of other names, of a.Nii none.
+    """
+    suffix = next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
+    remove_partial(path.with_name(path.name[: -len(suffix)] + suffix))
+    with replacing(path) as partial:
+        written = partial.with_name(partial.name[: -len(suffix)] + suffix)
+        try:
+            yield written
+            os.replace(written, partial)
+        except BaseException:
+            # Only then: where file names have no case, it is the partial file itself.
+            written.unlink(missing_ok=True)
+            raise
+
+
+def file_reader(path: str | os.PathLike[str]) -> sitk.ImageFileReader:
+    """ITK's reader for a file; a MetaImage it knows by a suffix in lower case alone, unless it is told."""
+    name, reader = os.fspath(path), sitk.ImageFileReader()
+    reader.SetFileName(name)
+    if name.lower().endswith(_META_SUFFIXES) and not name.endswith(_META_SUFFIXES):
+        reader.SetImageIO("MetaImageIO")
+    return reader
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
@@ -262,10 +295,9 @@ def _read_header(path: str | os.PathLike[str]) -> sitk.ImageFileReader:
     if not os.path.isfile(path):  # nor a device, which never ends
         raise MissingFileError(f"{path}: no such file or folder; check the path")
     _check_nrrd(path)
-    if str(path).lower().endswith((".mha", ".mhd")):
+    if str(path).lower().endswith(_META_SUFFIXES):
         _check_metaimage(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
+    reader = file_reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -282,7 +314,7 @@ def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
     if frames is not None:
         return _volumes(frames, str(path))
     _check_geometry(reader, str(path))
-    if str(path).lower().endswith((".mha", ".mhd")):
+    if str(path).lower().endswith(_META_SUFFIXES):
         _check_deflated(path)
     if str(path).lower().endswith(_NIFTI_SUFFIXES):
         _check_complete(path)

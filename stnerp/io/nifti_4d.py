@@ -25,7 +25,7 @@ from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid, homogeneous
 from stnerp.io.image import check_writable, sidecar, times_beside
 
-VoxelType = Literal["uint8", "int16", "uint16", "float32"]
+VoxelType = Literal["uint8", "int16", "uint16", "int32", "float32"]
 
 _SUFFIXES = (".nii.gz", ".nii")
 _UNITS = {None: "unknown", "s": "sec", "ms": "msec", "us": "usec"}
@@ -144,7 +144,8 @@ def _write(
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             voxels = np.rint(voxels) if voxels.dtype.kind == "f" else voxels
-            if not (voxels.min() >= limits.min and voxels.max() <= limits.max):  # NaN included
+            # As Python's numbers, which are compared exactly: among float32 2³¹ - 1 is 2³¹. NaN is refused, too.
+            if not (voxels.min().item() >= limits.min and voxels.max().item() <= limits.max):
                 raise InputError(f"volumes: number {count} has values that {dtype} can't hold; write float32")
         file.write(voxels.astype(dtype.newbyteorder("<")).tobytes())
         count += 1

@@ -23,10 +23,19 @@ from typing import Any
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.dataelem import RawDataElement
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 from stnerp.atomic import replacing
 from stnerp.contours import Solid, carried_contours, contour_mask, keyholes, mask_contours, plane_distance_mm
@@ -51,6 +60,8 @@ _PATIENT_IF_THERE = ("IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs",
                      "DeidentificationMethod", "PatientAge", "PatientSize", "PatientWeight")  # fmt: skip
 _STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription")
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # by which RTSTRUCT refers to a study
+# Of slices that don't say it themselves, by modality; CT's otherwise.
+_CLASSES = {"MR": MRImageStorage, "PT": PositronEmissionTomographyImageStorage}
 _COLORS = ((255, 64, 64), (64, 160, 255), (80, 220, 80), (255, 200, 0), (220, 80, 255), (0, 220, 220),
            (255, 140, 40), (160, 160, 160))  # fmt: skip
 
@@ -439,7 +450,8 @@ def write_rtstruct(
         return tuple(outline for outlines in slices for outline in outlines)
 
     rois = [Roi(label, name, (colors or {}).get(label), contours(label)) for label, name in sorted(names.items())]
-    write_structures(rois, series, path, title=title, description=series.description, overwrite=overwrite)
+    description = series.description.replace("\\", "/")[:64]  # as long as DICOM lets it be
+    write_structures(rois, series, path, title=title, description=description, overwrite=overwrite)
 
 
 def write_structures(
@@ -469,8 +481,8 @@ def write_structures(
     Raises:
         MissingFileError: the folder does not exist.
         InputError: the file exists and `overwrite` is false; no ROIs, two of one number, names that DICOM can't
-            keep, contours beside the series' slices; a series without a frame of reference, or with missing
-            slices.
+            keep, contours beside the series' slices; a series without a frame of reference, with missing
+            slices, or with files that have no UID.
     """
     path = Path(path)
     check_writable(path, overwrite)
@@ -501,6 +513,9 @@ def _check_series(series: DicomSeries, title: str) -> None:
         raise InputError(f"title: {title!r} must have 1 to 16 characters, no backslash")
     if not series.frame_uid:
         raise InputError(f"{series.folder}: series '{series.description}' has no frame of reference for contours")
+    for piece, uid in zip(series.slices, series.image_uids, strict=True):
+        if not uid:
+            raise InputError(f"{piece.path}: has no SOPInstanceUID for contours to refer to; export it again")
 
 
 def _mask_on(labels: sitk.Image, label: int, grid: Grid) -> np.ndarray:
@@ -530,8 +545,9 @@ def _structure_set(series: DicomSeries, title: str, description: str, source_uid
     for keyword in (*_PATIENT, *_STUDY):
         setattr(dataset, keyword, scan.get(keyword, ""))
     for keyword in _PATIENT_IF_THERE:
-        if scan.get(keyword):
-            setattr(dataset, keyword, scan[keyword].value)
+        value = _valid(scan, keyword)
+        if value:
+            setattr(dataset, keyword, value)
     dataset.StudyInstanceUID = series.study_uid
     dataset.SeriesInstanceUID = generate_uid()
     dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = (
@@ -571,6 +587,17 @@ def _structure_set(series: DicomSeries, title: str, description: str, source_uid
     return dataset
 
 
+def _valid(dataset: Dataset, keyword: str) -> Any:
+    """A tag's value; None where there is none or DICOM doesn't take it, as a weight of "70,5"."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused here
+            value = dataset.get(keyword)
+        return value and DataElement(keyword, dictionary_VR(keyword), value, validation_mode=RAISE).value
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def _own_version() -> str:
     try:
         return version("stnerp")
@@ -580,7 +607,8 @@ def _own_version() -> str:
 
 def _image_reference(series: DicomSeries, k: int) -> Dataset:
     reference = Dataset()
-    reference.ReferencedSOPClassUID = series.slices[k].tags["0008|0016"]
+    piece = series.slices[k]
+    reference.ReferencedSOPClassUID = piece.tags.get("0008|0016") or _CLASSES.get(piece.modality, CTImageStorage)
     reference.ReferencedSOPInstanceUID = series.image_uids[k]
     return reference
 
