@@ -112,7 +112,7 @@ def errors_mm(scene: MovedImage, found: PairRegistration) -> dict[str, float]:
     landmarks = tre_mm(found.map_points(scene.landmarks(TARGET)), scene.landmarks(REFERENCE))
     field = sitk.GetArrayViewFromImage(found.displacement)
     body = np.linalg.norm(field - scene.displacement(TARGET), axis=-1)
-    body = body[sitk.GetArrayViewFromImage(patient_in(scene.image(TARGET))) != 0]
+    body = body[sitk.GetArrayFromImage(patient_in(scene.image(TARGET))) != 0]
     figures = landmarks.mean(), np.median(landmarks), np.percentile(landmarks, 95), body.mean(), np.median(body)
     return {f"{name}_mm": float(figure) for name, figure in zip(MEASURED, figures, strict=True)}
 

@@ -38,9 +38,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from run_directory import CONFIGS, launch, logger, plain, run_directory, value_of, write_config, wrote
 
-from stnerp import InputError, MissingDependencyError, MissingFileError
+from stnerp import InputError, MissingDependencyError
 from stnerp.io.four_d_lung import index_4d_lung
-from stnerp.io.manifest import read_manifest
+from stnerp.io.manifest import manifest_entries
 from stnerp.report import text_table
 
 JOB = Path(__file__).resolve().with_name("cohort_job.py")
@@ -120,18 +120,8 @@ def entries_of(manifest: Path) -> dict[str, Any]:
 
     A manifest of its own for each, so that files which one of them lacks are no concern of the others.
     """
-    try:
-        read_manifest(manifest)
-    except MissingFileError:
-        if not manifest.is_file():
-            raise
-    content = yaml.safe_load(manifest.read_text(encoding="utf-8"))
-    entries = content.get("patients", [{"patient": manifest.stem, **content}])
     known: dict[str, Any] = {}
-    for entry in entries:
-        name = str(entry.get("patient", ""))
-        if name in known or not name:
-            raise InputError(f"{manifest}: patient: {name!r}: every patient needs a name of its own; rename one")
+    for name, entry in manifest_entries(manifest).items():
         files = {
             key: located(entry[key], manifest.parent) for key in ("images", "masks", "landmarks") if key in entry
         }

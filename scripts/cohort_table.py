@@ -21,8 +21,9 @@ DONE, FAILED, RUNNING, UNFINISHED = "done", "failed", "running", "not done"
 
 EXPLAINED = """\
 Each patient: the mean over its images; where scans were held out, over those. Last row: mean ± standard deviation
-over the patients that are done. TRE and HD95 in mm; HD95 and Dice are means over the contours; folded: voxels with
-|J| ≤ 0 in an image. Time: all steps, from starting Python to the last picture."""
+over the patients that are done. TRE and HD95 in mm; HD95 and Dice are means over the contours; a contour that is
+lost in an image has a Dice of 0 there, and its patient no HD95. Folded: voxels with |J| ≤ 0 in an image. Time: all
+steps, from starting Python to the last picture."""
 
 Row = dict[str, Any]
 
@@ -63,10 +64,13 @@ def row_of(out: Path, name: str) -> Row:
 
 
 def scores_of(path: Path) -> Row:
-    """Means over a patient's images of what metrics.csv says about stnerp; of those held out, where some were."""
+    """Means over a patient's images of what metrics.csv says about stnerp; of those held out, where some were.
+
+    A distance is NaN where its contour is lost in an image: the mean of the others would flatter.
+    """
     with path.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("method", "stnerp") == "stnerp"]
-    scores = [with_contour_means(dict(_numbers_of(row))) for row in rows]
+    scores = [dict(_measured(with_contour_means(dict(_numbers_of(row))))) for row in rows]
     names = dict.fromkeys(name for row in scores for name in row)
     mean = {name: float(np.mean([row[name] for row in scores if name in row])) for name in names}
     return {"images": len(rows), **mean}
@@ -74,8 +78,17 @@ def scores_of(path: Path) -> Row:
 
 def _numbers_of(row: Mapping[str, str]) -> Iterator[tuple[str, float]]:
     for name, text in row.items():
-        if name not in ("method", "time", "image") and text and math.isfinite(float(text)):
+        if name not in ("method", "time", "image") and text and not math.isinf(float(text)):
             yield name, float(text)
+
+
+def _measured(row: Row) -> Iterator[tuple[str, float]]:
+    """An image's scores without those that had nothing to compare, NaN all of them. The distance of a contour that
+    is lost, whose Dice is 0, stays."""
+    for name, value in row.items():
+        contour = name.removeprefix("hd95").removeprefix("mean_surface_distance").removesuffix("_mm")
+        if not (math.isnan(value) and math.isnan(row.get(f"dice{contour}", math.nan))):
+            yield name, value
 
 
 def write_summary(out: Path, names: Iterable[str]) -> list[Row]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -262,13 +263,25 @@ def _motion(values: dict[str, Any], box_mm: tuple[Triple, Triple], tumour_centre
 
 
 def _label_names(given: dict[int, str], series: Series) -> dict[int, str]:
-    """A name for each label in the reference's mask, or in the first image's that has one."""
+    """A name for each label in the reference's mask, or in the first image's that has one.
+
+    Raises:
+        InputError: the scores of two labels would go into the same columns.
+    """
     masks = [series.masks[series.reference], *series.masks]
     mask = next((mask for mask in masks if mask is not None), None)
     if mask is None:
         return {}
     found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
-    return {label: given.get(label, f"label {label}") for label in found}
+    names = {label: given.get(label, f"label {label}") for label in found}
+    for one, other in permutations(found, 2):
+        column = names[one].replace(" ", "_")
+        if names[other].replace(" ", "_") in (column, f"{column}_before"):  # _before: the fit, in metrics.csv
+            raise InputError(
+                f"data.label_names: {names[one]!r} and {names[other]!r}, of labels {one} and {other}, would share "
+                "columns of metrics.csv; rename one"
+            )
+    return names
 
 
 def _contours(values: dict[str, Any], names: dict[int, str]) -> list[int]:

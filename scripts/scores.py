@@ -29,6 +29,8 @@ from stnerp.metrics import (
 from stnerp.preprocess import normalised
 from stnerp.report import overview
 
+# Of a contour `_lung`, or `_lung_before`.
+CONTOUR_KEYS = ("dice{}", "hd95{}_mm", "mean_surface_distance{}_mm")
 TRE_KEYS = ("landmarks", "tre_mean_mm", "tre_median_mm", "tre_p95_mm", "tre_max_mm")
 
 
@@ -114,24 +116,32 @@ def contour_scores(
 ) -> dict[str, float]:
     """Dice, HD95 and mean surface distance of each label; empty where the truth or the labels are missing.
 
+    A label that is nowhere in the truth is not drawn on that scan, and not scored; one that is there and not among
+    `labels` is lost, a Dice of 0.
+
     Args:
         labels: carried from another image, on the grid of the one at `index`.
         seen: `everywhere` of that other image, carried in the same way: where it shows nothing, nothing is
             scored. An organ that its border cuts would else count as lost there, however well it was followed.
             None: all is scored.
     """
-    true = patient.series.masks[index]
-    if true is None or labels is None:
+    whole = patient.series.masks[index]
+    if whole is None or labels is None:
         return {}
-    true, labels = within(seen, true, labels)
-    row = {}
-    for label, name in patient.label_names.items():
-        name = name.replace(" ", "_")
+    # Of the whole scan: where it is seen alone, a label that is drawn may be empty.
+    drawn = [label for label in patient.label_names if np.any(sitk.GetArrayViewFromImage(whole) == label)]
+    true, labels = within(seen, whole, labels)
+    row: dict[str, float] = {}
+    for label in drawn:
         distances = surface_distances_mm(labels, true, label)
-        row[f"dice_{name}{suffix}"] = dice(labels, true, label)
-        row[f"hd95_{name}{suffix}_mm"] = distances["hd95_mm"]
-        row[f"mean_surface_distance_{name}{suffix}_mm"] = distances["mean_surface_distance_mm"]
+        scores = dice(labels, true, label), distances["hd95_mm"], distances["mean_surface_distance_mm"]
+        row |= zip(contour_columns(patient.label_names[label], suffix), scores, strict=True)
     return row
+
+
+def contour_columns(name: str, suffix: str = "") -> list[str]:
+    """The columns of a contour's scores in metrics.csv, in the order of `CONTOUR_KEYS`."""
+    return [key.format(f"_{name.replace(' ', '_')}{suffix}") for key in CONTOUR_KEYS]
 
 
 def within(seen: sitk.Image | None, *labels: sitk.Image) -> list[sitk.Image]:

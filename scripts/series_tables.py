@@ -55,13 +55,19 @@ def image_rows(records: Iterable[Record]) -> list[Row]:
 def with_contour_means(image: Mapping[str, Any]) -> Row:
     """An image's row with means over the contours that it has or that were carried there.
 
-    `dice` and `hd95_mm`; `motion_dice` where the motion is known.
+    `dice` and `hd95_mm`; `motion_dice` where the motion is known. What train_def.py says of before the fit,
+    `dice_lung_before`, is no other contour.
 
     A contour that is lost has no HD95: then there is no mean of them, NaN.
     """
     row = dict(image)
     names = [
         key.removeprefix("dice_") for key, value in image.items() if key.startswith("dice_") and value == value
+    ]
+    names = [
+        name
+        for name in names
+        if not name.endswith("_before") or f"dice_{name.removesuffix('_before')}" not in image
     ]
     if names:
         row["dice"] = float(np.mean([image[f"dice_{name}"] for name in names]))

@@ -30,7 +30,7 @@ from run_directory import (
     write_config,
     wrote,
 )
-from scores import draw, predict, score
+from scores import CONTOUR_KEYS, contour_columns, draw, predict, score
 
 from stnerp import InputError, RefNet, fit_deformation
 from stnerp.report import loss_curve, text_table, write_csv
@@ -104,8 +104,12 @@ def tables(rows: Sequence[Mapping[str, Any]], patient: PatientData) -> list[str]
     contours = []
     for row in rows:
         for name in patient.label_names.values():
-            part = f"_{name.replace(' ', '_')}"
-            own = {column.replace(part, ""): value for column, value in row.items() if part in column}
+            own = {
+                key.format(suffix): row[column]
+                for suffix in ("_before", "")
+                for key, column in zip(CONTOUR_KEYS, contour_columns(name, suffix), strict=True)
+                if column in row
+            }
             if own:
                 contours.append({"time": row["time"], "contour": name, **own})
     return [*printed, *([text_table(contours)] if contours else [])]
@@ -115,7 +119,7 @@ def with_settings_of_ref_net(config: DictConfig, path: Path) -> DictConfig:
     """Data and preset as train_ref.py saved them, changed by what the command line says about them.
 
     Raises:
-        InputError: the command line asks for another reference than the Ref-Net's.
+        InputError: the command line asks for another reference than the Ref-Net's, or for another Ref-Net.
     """
     if not path.is_file():
         return config
@@ -129,17 +133,21 @@ def with_settings_of_ref_net(config: DictConfig, path: Path) -> DictConfig:
             if section.split(".")[0] in ("data", "preset"):
                 OmegaConf.update(merged, section, OmegaConf.select(config, section), merge=False, force_add=True)
     if config.prior:
-        changed = [
-            name
-            for name in {**saved.data, **merged.data}
-            if name not in FREE_OF_REFERENCE and saved.data.get(name) != merged.data.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"data: {', '.join(changed)} changed since ref_net.pt was fitted; run train_ref.py again, "
-                "or pass prior=false"
-            )
+        refuse_changes("data", saved.data, merged.data, FREE_OF_REFERENCE)
+        refuse_changes("preset.ref_net", settings_of(saved.preset.ref_net), settings_of(merged.preset.ref_net))
     return merged
+
+
+def refuse_changes(
+    section: str, saved: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] = ()
+) -> None:
+    """Raises InputError where settings differ from those of the Ref-Net that is there, but for those in `free`."""
+    changed = [name for name in {**saved, **wanted} if name not in free and saved.get(name) != wanted.get(name)]
+    if changed:
+        raise InputError(
+            f"{section}: {', '.join(changed)} changed since ref_net.pt was fitted; leave that out, "
+            "run train_ref.py anew with it and overwrite=true, or pass prior=false"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from stnerp.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """A path beside `path`, of the same endings, to write a file to. It takes the place of `path` when the block
     ends; if the block raises, it is removed and `path` stays as it was.
 
@@ -25,12 +25,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: of the file; its folder must exist. Whether it may be replaced is for the caller to decide.
+        suffix: how the path to write to ends, in place of as many letters of `path`'s: ITK goes by endings, and
+            of a.MHA it makes two files of other names, of a.Nii none.
 
     Raises:
         InputError: an OSError within the block, the disk is full say.
     """
-    remove_partial(path)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    beside = path.with_name(path.name[: len(path.name) - len(suffix)] + suffix)
+    remove_partial(beside)
+    partial = path.with_name(f".{os.getpid()}.{beside.name}")
     try:
         yield partial
         # The contents must be on the disk before the name: after a power cut, a file that has its name is whole.

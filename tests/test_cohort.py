@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import yaml
@@ -363,6 +364,26 @@ def test_of_an_evaluation_only_stnerp_on_unseen_images_counts(tmp_path: Path) ->
     assert table.scores_of(tmp_path / "metrics.csv") == {"images": 1, "psnr_db": 30}
 
 
+def test_contours_before_the_fit_and_lost_ones(tmp_path: Path) -> None:
+    """As train_def.py writes them: b is lost in the second image, and c isn't seen in the first."""
+    names = [f"{what}_{name}{unit}" for name in "abc" for what, unit in (("dice", ""), ("hd95", "_mm"))]
+    before = [name.removesuffix("_mm") + "_before" + "_mm" * name.endswith("_mm") for name in names]
+    first = "1,5,30,0.5,8,0.4,9,0.3,7,0.9,2,0.8,3,nan,nan"
+    second = "2,6,32,0.5,8,0.4,9,0.3,7,0.7,4,0,nan,0.8,5"
+    lines = [",".join(["time,image,psnr_db", *before, *names]), first, second]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    table = importlib.import_module("cohort_table")
+    scores = table.scores_of(tmp_path / "metrics.csv")
+    assert scores["dice"] == pytest.approx((0.85 + 0.5) / 2)  # 0.9 and 0.8; 0.7, 0 and 0.8
+    assert (scores["dice_a_before"], scores["dice_b"], scores["dice_c"]) == (0.5, 0.4, 0.8)
+    assert (scores["hd95_a_mm"], scores["hd95_c_mm"], scores["hd95_b_before_mm"]) == (3, 5, 9)
+    assert all(np.isnan(scores[name]) for name in ("hd95_mm", "hd95_b_mm"))
+    (tmp_path / "metrics.csv").write_text("\n".join(lines[:2]) + "\n")
+    assert table.scores_of(tmp_path / "metrics.csv")["hd95_mm"] == 2.5
+    rows = [{"patient": "p", "status": "done", "seconds": 1, "hd95_mm": value} for value in (np.nan, 2.5)]
+    assert [row.get("HD95 mm") for row in table.cells(rows)] == [None, "2.50", "2.50 (1 of 2)"]
+
+
 @pytest.mark.parametrize("text", ["runs/a b", "it's", "a,b=c", "\\", "Müller", "x\\'"])
 def test_quoted_text_is_read_as_it_is(text: str) -> None:
     parser = importlib.import_module("cohort").OverridesParser.create()
@@ -477,6 +498,24 @@ def test_names_are_names_of_folders_and_unique(
     line = only_line(capsys)
     assert says in line
     assert "rename" in line
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ("oops", "patients[1].patient: is missing"),
+        ("{patient: p2, images: [a.nii.gz], time: 3}", "patients[1].time: unknown key"),
+        ("{patient: p2, images: [a.nii.gz], images: [b.nii.gz]}", "'images' is there twice"),
+    ],
+)
+def test_a_patient_of_another_form_is_told_whatever_files_are_missing(
+    stubs: Stubs, second: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = "{patient: p1, images: [missing.nii.gz, m2.nii.gz]}"
+    stubs.manifest.write_text(f"patients: [{first}, {second}]")
+    assert stubs.run() == 2
+    assert says in only_line(capsys)
+    assert stubs.started() == []
 
 
 # -- phantoms

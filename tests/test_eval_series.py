@@ -444,3 +444,34 @@ def test_a_lost_contour_is_told_beside_the_mean_of_the_others() -> None:
     assert np.isnan(rows[1]["hd95_mm"])
     cells = tables.means(rows)
     assert cells == {"Dice": "0.650 ± 0.250", "HD95 mm": "2.00 (1 of 2)"}
+
+
+def test_before_the_fit_is_no_contour() -> None:
+    tables = importlib.import_module("series_tables")
+    before = {"dice_a_before": 0.1, "hd95_a_before_mm": 30.0}
+    row = tables.with_contour_means({**before, "dice_a": 0.9, "hd95_a_mm": 2.0})
+    assert (row["dice"], row["hd95_mm"]) == (0.9, 2.0)
+    unseen = tables.with_contour_means({**before, "dice_a": float("nan"), "hd95_a_mm": float("nan")})
+    assert not {"dice", "hd95_mm"} & unseen.keys()
+    assert tables.with_contour_means({"dice_scan_before": 0.8})["dice"] == 0.8  # a label of that name
+
+
+def test_what_is_not_drawn_on_a_scan_is_not_scored() -> None:
+    """A lost contour is, with a Dice of 0."""
+    scores, script, tables = map(importlib.import_module, ("scores", "eval_interpolation", "series_tables"))
+    patient, phantom = seen_in_part()
+    both = phantom.labels(0.0)
+    without_lung, without_heart = (sitk.ChangeLabel(both, {label: 0.0}) for label in (1, 2))
+    patient = replace(patient, label_names={1: "lung", 2: "heart"})
+    patient = replace(patient, series=replace(patient.series, masks=(both, without_heart, both)))
+    rows = [
+        {"method": script.STNERP, "time": float(i)} | scores.contour_scores(patient, i, carried)
+        for i, carried in ((1, both), (2, without_lung))
+    ]
+    assert rows[0].keys() & {"dice_heart", "hd95_heart_mm", "mean_surface_distance_heart_mm"} == set()
+    assert rows[0]["dice_lung"] == rows[1]["dice_heart"] == 1
+    assert rows[1]["dice_lung"] == 0
+    assert np.isnan(rows[1]["hd95_lung_mm"])
+    (mean,) = script.summarise(rows)
+    assert (mean["dice_lung"], mean["dice_heart"], mean["hd95_heart_mm"]) == (0.5, 1, 0)
+    assert [tables.with_contour_means(row)["dice"] for row in rows] == [1, 0.5]

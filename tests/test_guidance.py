@@ -126,9 +126,10 @@ def test_landmarks_beyond_a_field_of_view_do_not_guide(caplog: pytest.LogCapture
     known = shifted(landmarks=[np.concatenate([inside, far]), np.concatenate([inside + SHIFT_MM, far + 50])])
     alone = shifted(landmarks=[inside, inside + SHIFT_MM])
     for u in (TRUE, 0 * TRUE):
-        assert float(guides(known)["landmarks"](u)) == pytest.approx(float(guides(alone)["landmarks"](u)), abs=1e-6)
+        all_of_them, two = (float(guides(series)["landmarks"](u)) for series in (known, alone))
+        assert all_of_them == pytest.approx(two, abs=1e-6)
     assert "1 of 3 lie outside" in caplog.text
-    with pytest.raises(InputError, match="landmarks: .* none lies in its image"):
+    with pytest.raises(InputError, match=r"landmarks: .* none lies in its image"):
         guides(shifted(landmarks=[np.concatenate([inside[:1], far]), np.concatenate([far, inside[:1]])]))
 
 

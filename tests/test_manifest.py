@@ -17,7 +17,7 @@ from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import write_dicom_series
 from stnerp.io.landmarks import write_landmarks
-from stnerp.io.manifest import read_manifest
+from stnerp.io.manifest import manifest_entries, read_manifest
 
 ROOT = Path(__file__).parents[1]
 GRID = Grid((6, 5, 4), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
@@ -114,6 +114,7 @@ def test_a_cohort(folder: Path) -> None:
         ("images: []", r"images: \[\] must be a list of files"),
         ("images: 7", "images: 7 must be a list of files"),
         ("images: [a.nii.gz, 7]", r"images\[1\]: 7 must be a file's name"),
+        ('images: ["a\\0b"]', r"images\[0\]: .* must be a file's name"),
         ("images: [a.nii.gz]\nmasks: {x: gtv.nii.gz}", "masks: .* must be a file, or files in a list or by index"),
         ("images: [a.nii.gz]\ntimes: 3", "times: 3 must be a list of numbers"),
         ("images: [a.nii.gz]\ntimes: [0, yes]", r"times: \[0, True\] must be a list of numbers"),
@@ -156,6 +157,26 @@ def test_missing_files_are_named_by_key(folder: Path) -> None:
     ):
         with pytest.raises(MissingFileError, match=rf"m\.yaml: {key}"):
             read_manifest(manifest(folder, text))
+
+
+def test_the_form_of_every_patient_is_checked_before_any_file_is_missed(folder: Path) -> None:
+    cohort = "patients: [{patient: p1, images: [gone.nii.gz]}, {patient: p2, images: [c.nii.gz]}]"
+    entries = manifest_entries(manifest(folder, cohort))
+    assert entries["p1"] == {"patient": "p1", "images": ["gone.nii.gz"]}
+    assert list(entries) == ["p1", "p2"]
+    alone = manifest_entries(manifest(folder, "images: [gone.nii.gz]\nperiod: null", "p3.yaml"))
+    assert alone == {"p3": {"patient": "p3", "images": ["gone.nii.gz"], "period": None}}
+    for last, message in (
+        ("oops", r"patients\[1\]\.patient: is missing"),
+        ("{patient: p2, images: 7}", r"patients\[1\]\.images: 7 must be a list of files"),
+        ("{patient: p2, images: [c.nii.gz], images: [d.nii.gz]}", "'images' is there twice"),
+        ("{patient: p1, images: [c.nii.gz]}", "patients: p1 is named twice"),
+    ):
+        path = manifest(folder, f"patients: [{{patient: p1, images: [gone.nii.gz]}}, {last}]")
+        for reader in (manifest_entries, read_manifest):
+            with pytest.raises(InputError, match=message) as error:
+                reader(path)
+            assert not isinstance(error.value, MissingFileError)
 
 
 def test_a_binary_file_is_no_manifest(folder: Path) -> None:

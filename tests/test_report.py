@@ -337,7 +337,8 @@ def test_csv_reads_back(tmp_path):
 
 
 def test_times_keep_their_digits(tmp_path):
-    path = report.write_csv(tmp_path / "rows.csv", [{"time": 1735689600.25, "mm": 1.23456789}, {"time": 45000.123}])
+    rows = [{"time": 1735689600.25, "mm": 1.23456789}, {"time": 45000.123}]
+    path = report.write_csv(tmp_path / "rows.csv", rows)
     assert path.read_text(encoding="utf-8").split() == ["time,mm", "1735689600.25,1.23457", "45000.123,"]
 
 

@@ -296,6 +296,51 @@ def test_a_ref_net_of_other_data_is_refused(fitted: Path, capsys: pytest.Capture
     assert "reference changed since ref_net.pt was fitted" in line
 
 
+def test_another_ref_net_than_the_fitted_one_is_refused(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(fitted)
+    common = ["train_def", f"out={fitted}", "overwrite=true"]
+    line = refused(capsys, *common, "preset.ref_net.backbone=siren")
+    assert "preset.ref_net: backbone changed since ref_net.pt was fitted" in line
+    assert "train_ref.py anew" in line
+    assert "preset.ref_net: backbone, remainder, iterations, " in refused(capsys, *common, "preset=paper")
+    assert "must be" in refused(capsys, *common, "preset.ref_net=null")
+    assert contents(fitted) == before
+    out = tmp_path / "p1"
+    out.mkdir()
+    for name in ("config.yaml", "ref_net.pt"):
+        (out / name).write_bytes((fitted / name).read_bytes())
+    # The same settings once more, as cohort.py gives them to both scripts; and without a Ref-Net none matters.
+    common = ["train_def", f"out={out}", "overwrite=true"]
+    run(*common, *QUICK)
+    run(*common, *QUICK, "prior=false", "preset.ref_net.backbone=siren")
+
+
+def test_labels_with_the_same_columns_are_refused(
+    patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names in ("{1: lung, 2: lung}", "{1: lung left, 2: lung_left}", "{1: lung before, 2: lung}"):
+        data = [*data_of(patient)[:-1], f"data.label_names={names}"]
+        line = refused(capsys, "train_ref", f"out={tmp_path}", *data, *QUICK)
+        assert "data.label_names: 'lung" in line
+        assert "rename one" in line
+
+
+def test_contours_in_the_terminal_are_each_ones_own() -> None:
+    names = {1: "lung", 2: "lung left"}
+    patient = importlib.import_module("data").PatientData(None, names, [], 0.0)
+    row = {"time": 1.0}
+    for value, name in ((0.25, "lung"), (0.75, "lung_left")):
+        for when in (f"{name}_before", name):
+            row |= {f"dice_{when}": value, f"hd95_{when}_mm": value, f"mean_surface_distance_{when}_mm": value}
+    (table,) = importlib.import_module("train_def").tables([row], patient)
+    heads, _, *lines = (line.split() for line in table.splitlines())
+    assert heads[:4] == ["time", "contour", "dice_before", "hd95_before_mm"]
+    assert len(heads) == 2 + 6
+    assert [set(line[-6:]) for line in lines] == [{"0.25"}, {"0.75"}]
+
+
 def test_as_a_user_starts_it(tmp_path: Path) -> None:
     """From another folder, which stays as it was: no outputs/, no log; and no traceback."""
     optional("hydra", "scripts")

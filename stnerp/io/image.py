@@ -11,8 +11,7 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +22,7 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from stnerp.atomic import remove_partial, replacing
+from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import (
@@ -241,30 +240,16 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str], overwrite: bool
     if not path.name.lower().endswith(_SUFFIXES):
         raise InputError(f"{path}: the file name must end in one of {', '.join(_SUFFIXES)}")
     check_writable(path, overwrite)
-    with replacing_by_itk(path, _SUFFIXES) as partial:
+    with replacing(path, lower_suffix(path, _SUFFIXES)) as partial:
         try:
             sitk.WriteImage(image, str(partial), useCompression=True)
         except RuntimeError as error:
             raise InputError(f"{path}: can't be written: {reason(error)}") from None
 
 
-@contextmanager
-def replacing_by_itk(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """As `stnerp.atomic.replacing`, but the path to write to has its suffix, one of these, in lower case.
-
-    ITK knows few others: of a.MHA it makes two files of other names, of a.Nii none.
-    """
-    suffix = next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
-    remove_partial(path.with_name(path.name[: -len(suffix)] + suffix))
-    with replacing(path) as partial:
-        written = partial.with_name(partial.name[: -len(suffix)] + suffix)
-        try:
-            yield written
-            os.replace(written, partial)
-        except BaseException:
-            # Only then: where file names have no case, it is the partial file itself.
-            written.unlink(missing_ok=True)
-            raise
+def lower_suffix(path: Path, suffixes: Sequence[str]) -> str:
+    """Which of these suffixes, in lower case, a file's name ends in, in any."""
+    return next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
 
 
 def file_reader(path: str | os.PathLike[str]) -> sitk.ImageFileReader:

@@ -52,26 +52,16 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[ManifestPatient, ...]:
         InputError: no YAML of this form; the message names the file and the key.
     """
     path = Path(path)
-    content = _load(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold keys and values (images: [...]); see stnerp/io/manifest.py")
-    if "patients" not in content:
-        return (_patient(content, path, "", path.stem),)
-    _refuse_unknown(content, ("patients",), path, "")
-    entries = content["patients"]
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: patients: must be a list of patients")
-    patients = []
-    for i, entry in enumerate(entries):
-        where = f"patients[{i}]."
-        if not isinstance(entry, dict) or entry.get("patient") is None:
-            raise InputError(f"{path}: {where}patient: is missing; name every patient of a cohort")
-        patients.append(_patient(entry, path, where, ""))
-    names = [patient.patient for patient in patients]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path}: patients: {', '.join(twice)} is named twice; rename one")
-    return tuple(patients)
+    return tuple(_patient(entry, path, where) for where, entry in _entries(path).items())
+
+
+def manifest_entries(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Each patient's part of a manifest as it stands there, by name. The files that it names need not be there.
+
+    Raises:
+        MissingFileError, InputError: as `read_manifest`, but for those files.
+    """
+    return {str(entry["patient"]): entry for entry in _entries(Path(path)).values()}
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -104,20 +94,46 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path}{line}: is no plain YAML: {problem}") from None
 
 
+def _entries(path: Path) -> dict[str, dict[Any, Any]]:
+    """Each patient's part, named and of the right form, by where it stands: `patients[0].`"""
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold keys and values (images: [...]); see stnerp/io/manifest.py")
+    if "patients" not in content:
+        named = content if content.get("patient") is not None else {**content, "patient": path.stem}
+        _patient(named, path, "", there=False)
+        return {"": named}
+    _refuse_unknown(content, ("patients",), path, "")
+    listed = content["patients"]
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"{path}: patients: must be a list of patients")
+    entries = {f"patients[{i}].": entry for i, entry in enumerate(listed)}
+    names = []
+    for where, entry in entries.items():
+        if not isinstance(entry, dict) or entry.get("patient") is None:
+            raise InputError(f"{path}: {where}patient: is missing; name every patient of a cohort")
+        names.append(_patient(entry, path, where, there=False).patient)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: patients: {', '.join(twice)} is named twice; rename one")
+    return entries
+
+
 def _refuse_unknown(content: Mapping[Any, Any], known: Sequence[str], path: Path, where: str) -> None:
     unknown = [str(key) for key in content if key not in known]
     if unknown:
         raise InputError(f"{path}: {where}{unknown[0]}: unknown key; known are {', '.join(known)}")
 
 
-def _patient(content: dict[Any, Any], path: Path, where: str, default: str) -> ManifestPatient:
+def _patient(content: dict[Any, Any], path: Path, where: str, there: bool = True) -> ManifestPatient:
+    """What a named entry says; `there`: its files must be there."""
     _refuse_unknown(content, _KEYS, path, where)
 
     def wrong(key: str, wanted: str) -> NoReturn:
         raise InputError(f"{path}: {where}{key}: {content.get(key)!r} must be {wanted}")
 
     given = {key: value for key, value in content.items() if value is not None}
-    patient = given.pop("patient", default)
+    patient = given.pop("patient")
     if isinstance(patient, bool) or not isinstance(patient, str | int) or patient == "":
         wrong("patient", "a name")
     if "images" not in given:
@@ -126,7 +142,7 @@ def _patient(content: dict[Any, Any], path: Path, where: str, default: str) -> M
         wrong("images", "a list of files, one 4D file, a folder of DICOM series or a pattern")
     for key in ("images", "masks", "landmarks"):
         if key in given:
-            given[key] = _files(given[key], path, f"{where}{key}")
+            given[key] = _files(given[key], path, f"{where}{key}", there)
     if "times" in given and not (isinstance(given["times"], list) and all(map(_is_number, given["times"]))):
         wrong("times", "a list of numbers")
     if "period" in given and not _is_number(given["period"]):
@@ -148,21 +164,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _files(value: Any, path: Path, key: str) -> Any:
+def _files(value: Any, path: Path, key: str, there: bool) -> Any:
     """Paths from the manifest's folder: of one, of a list with None where there is none, or by index."""
     if isinstance(value, str):
-        return _file(value, path, key)
+        return _file(value, path, key, there)
     if isinstance(value, list):
-        return [None if one is None else _file(one, path, f"{key}[{i}]") for i, one in enumerate(value)]
+        return [None if one is None else _file(one, path, f"{key}[{i}]", there) for i, one in enumerate(value)]
     if isinstance(value, dict) and all(type(index) is int for index in value):
-        return {index: _file(one, path, f"{key}[{index}]") for index, one in value.items() if one is not None}
+        return {
+            index: _file(one, path, f"{key}[{index}]", there) for index, one in value.items() if one is not None
+        }
     raise InputError(f"{path}: {key}: {value!r} must be a file, or files in a list or by index")
 
 
-def _file(value: Any, path: Path, key: str) -> str:
-    if not isinstance(value, str) or not value:
+def _file(value: Any, path: Path, key: str, there: bool) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise InputError(f"{path}: {key}: {value!r} must be a file's name")
     found = path.parent / value
-    if not os.path.exists(found) and not ("\0" not in value and glob.has_magic(value) and glob.glob(str(found))):
+    if there and not os.path.exists(found) and not (glob.has_magic(value) and glob.glob(str(found))):
         raise MissingFileError(f"{path}: {key}: no such file or folder, {found}; check the name")
     return str(found)

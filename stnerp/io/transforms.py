@@ -22,7 +22,7 @@ from stnerp.baselines.pair import registration_of
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid, affine_transform, apply_affine
 from stnerp.io.dicom import reason
-from stnerp.io.image import check_writable, file_reader, replacing_by_itk, write_image
+from stnerp.io.image import check_writable, file_reader, lower_suffix, write_image
 from stnerp.model import STNeRP
 from stnerp.warp import sample
 
@@ -181,7 +181,7 @@ def write_transform(
             transform: sitk.Transform = composite_transform(model, t, grid, inverse=inverse)
         else:
             transform = _field(displacement_field(model, t, grid, inverse=inverse))
-        with replacing_by_itk(path, TRANSFORMS) as partial:
+        with replacing(path, lower_suffix(path, TRANSFORMS)) as partial:
             try:
                 sitk.WriteTransform(transform, str(partial))
             except RuntimeError as error:
