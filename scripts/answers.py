@@ -133,7 +133,7 @@ def score(patient: PatientData, given: Answer, index: int) -> Row:
             "covered_percent": 100.0 if covered is None else 100 * float(covered.mean()),
         }
     if given.labels is not None:
-        row |= contour_scores(patient, index, given.labels, given.seen)
+        row |= contour_scores(patient, index, given.labels, given.seen, source=series.masks[given.shown])
     if given.labels is not None and given.labels_of_motion is not None:
         carried, moved = within(given.seen, given.labels, given.labels_of_motion)
         named = patient.label_names.items()

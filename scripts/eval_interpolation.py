@@ -197,7 +197,7 @@ def copied(patient: PatientData, index: int, known: Series, copy: int) -> dict[s
     mask = known.masks[copy]
     if mask is not None:
         labels, seen = (resampled_labels(m, series.images[index]) for m in (mask, everywhere(known.images[copy])))
-        scores |= contour_scores(patient, index, labels, seen)
+        scores |= contour_scores(patient, index, labels, seen, source=mask)
     return scores
 
 

@@ -112,7 +112,12 @@ def landmark_errors(model: STNeRP, patient: PatientData, index: int) -> dict[str
 
 
 def contour_scores(
-    patient: PatientData, index: int, labels: sitk.Image | None, seen: sitk.Image | None = None, suffix: str = ""
+    patient: PatientData,
+    index: int,
+    labels: sitk.Image | None,
+    seen: sitk.Image | None = None,
+    suffix: str = "",
+    source: sitk.Image | None = None,
 ) -> dict[str, float]:
     """Dice, HD95 and mean surface distance of each label; empty where the truth or the labels are missing.
 
@@ -124,12 +129,14 @@ def contour_scores(
         seen: `everywhere` of that other image, carried in the same way: where it shows nothing, nothing is
             scored. An organ that its border cuts would else count as lost there, however well it was followed.
             None: all is scored.
+        source: the mask that `labels` were carried from; what isn't drawn there isn't scored. None: all is.
     """
     whole = patient.series.masks[index]
     if whole is None or labels is None:
         return {}
     # Of the whole scan: where it is seen alone, a label that is drawn may be empty.
-    drawn = [label for label in patient.label_names if np.any(sitk.GetArrayViewFromImage(whole) == label)]
+    masks = [sitk.GetArrayViewFromImage(mask) for mask in (whole, source) if mask is not None]
+    drawn = [label for label in patient.label_names if all(np.any(mask == label) for mask in masks)]
     true, labels = within(seen, whole, labels)
     row: dict[str, float] = {}
     for label in drawn:

@@ -475,3 +475,7 @@ def test_what_is_not_drawn_on_a_scan_is_not_scored() -> None:
     (mean,) = script.summarise(rows)
     assert (mean["dice_lung"], mean["dice_heart"], mean["hd95_heart_mm"]) == (0.5, 1, 0)
     assert [tables.with_contour_means(row)["dice"] for row in rows] == [1, 0.5]
+    # Nor what isn't on the image that contours come from: no method could carry it.
+    assert scores.contour_scores(patient, 2, without_heart, source=without_heart).keys() == {
+        *scores.contour_columns("lung")
+    }
