@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from answers import Answers
 from cases import Case
 from data import moving_scene
+from pair_methods import MODULES
 
 from stnerp import Grid, STNeRP, fit_deformation, fit_reference
 from stnerp.baselines.pair import PairRegistration, registration_of
@@ -226,7 +227,8 @@ def _lungs(case: Case, index: int, target: sitk.Image) -> sitk.Image | None:
     return lungs_of(target, body_of(target)) if "lungs" in case.regions else None
 
 
-def _pair(function: str, *imports: str, seeded: bool = True, takes: tuple[str, ...] = ()) -> Method:
+def _pair(function: str, seeded: bool = True, takes: tuple[str, ...] = ()) -> Method:
+    imports = (MODULES[function],) if function in MODULES else ()
     return Method(partial(pairwise, function=function, takes=takes), seeded, imports)
 
 
@@ -239,10 +241,10 @@ METHODS = {
     "stnerp_fast_prior": Method(partial(stnerp_fast, prior=True), seeded=True),
     "stnerp_fast_blend": Method(partial(stnerp_fast, appearance="blend"), seeded=True, unseen_only=True),
     "stnerp_paper": Method(stnerp_paper, seeded=True),
-    "elastix_bspline": _pair("elastix_bspline", "itk:elastix_registration_method"),
-    "ants_syn": _pair("ants_syn", "ants"),
-    "greedy": _pair("greedy", "picsl_greedy"),
-    "convexadam": _pair("convexadam", "convexAdam.convex_adam_MIND", seeded=False),
+    "elastix_bspline": _pair("elastix_bspline"),
+    "ants_syn": _pair("ants_syn"),
+    "greedy": _pair("greedy"),
+    "convexadam": _pair("convexadam", seeded=False),
     "dlir": _pair("dlir", takes=("device",)),
     "anatomy_cnn": _pair("anatomy_cnn", takes=("masks", "device")),
     "idir": _pair("idir", takes=("mask", "device")),

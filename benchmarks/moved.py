@@ -44,7 +44,7 @@ class Settings:
     """What the command line can change.
 
     Attributes:
-        image: a 3D image, in any format that SimpleITK reads; of a 4D one the first.
+        image: a 3D image, in any format that SimpleITK reads, or a folder with one DICOM series.
         out: where moved.csv is written.
         methods: of scripts/pair_methods.py.
         motion: settings of `Breathing`, `motion.amplitude_si_mm=10`.
