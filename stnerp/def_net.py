@@ -10,7 +10,7 @@ Both return velocities in mm along the axes of the reference grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -24,6 +24,7 @@ from stnerp.warp import resize, sample, smoothed
 
 CHUNK = 2**16  # points per pass of a network
 Shape = tuple[int, int, int]
+VelocityAt = Callable[[Sequence[float]], torch.Tensor]  # times -> (T, 3, z, y, x)
 
 
 class DefNet(nn.Module, ABC):
@@ -43,10 +44,13 @@ class DefNet(nn.Module, ABC):
         self.load_state_dict(weights)
 
     def lattice_velocity(self, shape: Shape, times: Sequence[float]) -> torch.Tensor:
-        """Velocity (T, 3, z, y, x) in axis mm on a lattice of that shape over the reference grid."""
-        device = next(self.parameters()).device
-        velocity = self(cube_points(shape, device).reshape(-1, 3), times)
-        return velocity.transpose(1, 2).reshape(len(times), 3, *shape)
+        """Velocity (T, 3, z, y, x) in axis mm on a lattice of that shape over the net's grid."""
+        return self.on_lattice(shape)(times)
+
+    def on_lattice(self, shape: Shape) -> VelocityAt:
+        """`lattice_velocity` for many steps of a fit: what doesn't depend on weights is computed once."""
+        points = cube_points(shape, next(self.parameters()).device).reshape(-1, 3)
+        return lambda times: self(points, times).transpose(1, 2).reshape(len(times), 3, *shape)
 
 
 class FactorisedDefNet(DefNet):
@@ -86,13 +90,21 @@ class FactorisedDefNet(DefNet):
             modes = modes + sample(self.smooth_detail(), points[None])[0].T
         return torch.einsum("tk,nkc->tnc", self._coefficients(times).to(modes), modes.reshape(len(points), -1, 3))
 
-    def lattice_velocity(self, shape: Shape, times: Sequence[float]) -> torch.Tensor:
+    def on_lattice(self, shape: Shape) -> VelocityAt:
         coarse = shape if self.network_shape is None else _smaller(self.network_shape, shape)
-        points = cube_points(coarse, next(self.parameters()).device).reshape(-1, 3)
-        modes = resize(self._modes(points).T.reshape(1, -1, *coarse), shape, order=3)
-        if self.carries_detail(shape):
-            modes = modes + resize(self.smooth_detail(), shape, order=3)
-        return torch.einsum("tk,kczyx->tczyx", self._coefficients(times).to(modes), modes.reshape(-1, 3, *shape))
+        fourier, layers = self.modes[0], self.modes[1:]
+        with torch.no_grad():  # nothing in them is trained
+            features = fourier(cube_points(coarse, self.half_extent.device).reshape(-1, 3) * self.half_extent)
+
+        def velocity(times: Sequence[float]) -> torch.Tensor:
+            values = in_chunks(layers, features, CHUNK) * self.velocity_mm
+            modes = resize(values.T.reshape(1, -1, *coarse), shape, order=3)
+            if self.carries_detail(shape):
+                modes = modes + resize(self.smooth_detail(), shape, order=3)
+            coefficients = self._coefficients(times).to(modes)
+            return torch.einsum("tk,kczyx->tczyx", coefficients, modes.reshape(-1, 3, *shape))
+
+        return velocity
 
     def carries_detail(self, shape: Shape) -> bool:
         """Whether there is any, and a lattice of that shape is finer than the network's."""
@@ -164,7 +176,7 @@ def _smaller(a: Shape, b: Shape) -> Shape:
     return z, y, x
 
 
-def _siren(inputs: int, outputs: int, settings: DefNetSettings) -> nn.Module:
+def _siren(inputs: int, outputs: int, settings: DefNetSettings) -> nn.Sequential:
     return siren(
         inputs,
         outputs,

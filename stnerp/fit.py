@@ -27,13 +27,14 @@ from stnerp.baselines.pair import PairRegistration
 from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
-from stnerp.geometry import Grid, Triple, affine_points, homogeneous, random_slabs
+from stnerp.geometry import Grid, Triple, affine_points, apply_affine, homogeneous, random_slabs
 from stnerp.guidance import Guide, guides_of
 from stnerp.memory import def_net_bytes, require_memory
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
+from stnerp.region import patient_region
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
 from stnerp.series import Series
@@ -100,10 +101,6 @@ def fit_deformation(
     if ref_net is not None:
         _check_ref_net(ref_net, series)
     basis = TimeBasis(series.times, series.reference_time, series.period)
-    needed = def_net_bytes(
-        series.grid, len(fitted_images(series, chosen)), basis.size, chosen, ref_net is not None
-    )
-    require_memory(needed, where, "Def-Net")
     identity: dict[str, object] = {}
     if checkpoint is not None:
         asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
@@ -114,8 +111,11 @@ def fit_deformation(
         torch.manual_seed(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
         alignments = aligned["matrices"].numpy()
-        guides = guides_of(series, alignments, chosen, guided_times, where)
-        net = def_net_of(series.grid, basis, chosen).to(where)
+        region = patient_region(series, alignments) if chosen.region == "patient" else series.grid
+        images = len(fitted_images(series, chosen))
+        require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
+        guides = guides_of(series, alignments, chosen, guided_times, region, where)
+        net = def_net_of(region, basis, chosen).to(where)
         pace = chosen
         if init is not None:
             pace = replace(chosen, learning_rate=RATE * chosen.learning_rate)
@@ -138,6 +138,7 @@ def fit_deformation(
         history=history,
         time_unit=series.time_unit,
         flow=flow,
+        grid=series.grid,
     )
 
 
@@ -217,7 +218,7 @@ def _optimise(
     detail = net.detail if isinstance(net, FactorisedDefNet) else None
     adam = torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
     fitted = fitted_images(series, settings)
-    lengths = [level.steps(series.grid, len(fitted), settings.voxels_per_step) for level in settings.levels]
+    lengths = [level.steps(net.grid, len(fitted), settings.voxels_per_step) for level in settings.levels]
     steps = sum(lengths)
     optimisers: list[torch.optim.Optimizer] = [adam]
     schedules = [cosine(adam, steps)] if settings.decay == "cosine" else []
@@ -326,8 +327,10 @@ class _Level:
         level: Level,
     ) -> None:
         self.net, self.settings = net, settings
-        grid, device = series.grid, next(net.parameters()).device
+        grid, device = net.grid, next(net.parameters()).device
+        part = grid.within(series.grid)
         self.voxels, self.lattice = level.voxels(grid), level.lattice(grid)
+        self.velocity_at = net.on_lattice(self.lattice.shape)
         self.detailed: FactorisedDefNet | None = None  # the net, if its free velocities are fitted on this level
         if isinstance(net, FactorisedDefNet) and net.detail is not None:
             fitted = net.resolves_detail(self.lattice.shape) or level is settings.levels[-1]
@@ -347,12 +350,14 @@ class _Level:
         sigma = level.smoothing(grid, settings.smoothing)
         sigma_mm = level.aliasing_sigma_mm(grid, grid)
         if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
-            self.reference = partial(_network_values, reference)
+            self.reference = partial(_network_values, reference, grid)
             self.moved_sigma = level.smoothing(
                 grid, math.hypot(settings.smoothing, sigma_mm / min(grid.spacing_mm))
             )
         else:  # read between its voxels, so it is kept at twice the resolution
-            fine, _ = on_grid(reference, grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device)
+            fine, _ = on_grid(
+                reference[part], grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device
+            )
             self.reference = partial(sample, _tensor(fine, device))
             self.moved_sigma = sigma
         radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
@@ -363,9 +368,10 @@ class _Level:
         for i in fitted_images(series, settings):
             image, own = series.images[i], Grid.of(series.images[i])
             sigma_mm = level.aliasing_sigma_mm(grid, own)
-            target, covered = on_grid(
-                normalised(image, series.window), own, self.voxels, alignments[i], sigma_mm, device
-            )
+            values = normalised(image, series.window)
+            if own.is_close(series.grid) and np.allclose(alignments[i], np.eye(4)):
+                values, own = values[part], grid
+            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device)
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels, contrast)
@@ -386,7 +392,7 @@ class _Level:
     def pull(self) -> dict[str, torch.Tensor]:
         """`bregman` times the penalties' gradient by the velocity of each target as it is now, (T, 3, z, y, x)."""
         with torch.no_grad():
-            velocity_mm = self.net.lattice_velocity(self.lattice.shape, self._times())
+            velocity_mm = self.velocity_at(self._times())
         pulls = torch.zeros_like(velocity_mm)
         for row, target in enumerate(self.targets.values()):
             leaf = velocity_mm[row : row + 1].requires_grad_()
@@ -406,7 +412,7 @@ class _Level:
     def backward(self, chosen: Sequence[int], draw: np.random.Generator) -> dict[str, torch.Tensor]:
         """Add the gradient of the mean loss over these targets to the network; returns the loss's terms."""
         targets = [self.targets[i] for i in chosen]
-        velocity_mm = self.net.lattice_velocity(self.lattice.shape, [target.time for target in targets])
+        velocity_mm = self.velocity_at([target.time for target in targets])
         # The graph is cut here: each time's images are done and forgotten before the next one's,
         # and the network's own backward pass runs once, on the sum.
         gradient = torch.empty_like(velocity_mm)
@@ -513,8 +519,10 @@ def _similarity(
     return lambda moved, slab: measure(fixed[:, :, slab], moved, weight[:, :, slab])
 
 
-def _network_values(ref_net: RefNet, points: torch.Tensor) -> torch.Tensor:
-    """(1, 1, z, y, x) of Ref-Net at cube points (1, z, y, x, 3)."""
+def _network_values(ref_net: RefNet, grid: Grid, points: torch.Tensor) -> torch.Tensor:
+    """(1, 1, z, y, x) of Ref-Net at points (1, z, y, x, 3) of a grid's cube."""
+    if grid != ref_net.grid:
+        points = apply_affine(ref_net.grid.world_to_cube_matrix @ grid.cube_to_world_matrix, points)
     values: torch.Tensor = ref_net(points.reshape(-1, 3))
     return values.reshape(1, 1, *points.shape[1:-1])
 

@@ -119,9 +119,19 @@ class Grid:
 
     def padded(self, voxels: Sequence[int]) -> Grid:
         """With so many voxels more at both ends of x, y and z."""
-        x, y, z = (n + 2 * more for n, more in zip(self.size, voxels, strict=True))
-        origin = self.index_to_world(-np.asarray(voxels, float))
-        return Grid((x, y, z), self.spacing_mm, (origin[0], origin[1], origin[2]), self.direction)
+        return self.part(-np.asarray(voxels), np.asarray(self.size) - 1 + np.asarray(voxels))
+
+    def part(self, first: Sequence[int] | np.ndarray, last: Sequence[int] | np.ndarray) -> Grid:
+        """From one voxel to another (x, y, z), both included; they may lie beyond the grid's own."""
+        x, y, z = (int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
+        ox, oy, oz = self.index_to_world(np.asarray(first, float)).tolist()
+        return Grid((x, y, z), self.spacing_mm, (ox, oy, oz), self.direction)
+
+    def within(self, whole: Grid) -> tuple[slice, slice, slice]:
+        """Where a `part` of a grid lies in its array (z, y, x)."""
+        first = np.rint(whole.world_to_index(np.asarray(self.origin_mm))).astype(int)
+        x, y, z = (slice(int(a), int(a) + n) for a, n in zip(first, self.size, strict=True))
+        return z, y, x
 
     def is_close(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same voxels in world space."""

@@ -37,6 +37,7 @@ def guides_of(
     alignments: np.ndarray,
     settings: DefNetSettings,
     guided_times: Sequence[float] | None = None,
+    region: Grid | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[int, dict[str, Guide]]:
     """What guides the fit at each image that has contours or landmarks, {index: {"contours": guide, ...}}.
@@ -46,6 +47,7 @@ def guides_of(
         alignments: (T, 4, 4), reference point -> point of the image at each time.
         settings: a weight of zero (`contours`, `landmarks`) leaves that guidance out.
         guided_times: where to use them; None: wherever they are known.
+        region: part of the reference's grid that displacements are given on; None: all of it.
 
     Raises:
         InputError: a time that no image but the reference has, or guidance that the series doesn't have.
@@ -66,7 +68,7 @@ def guides_of(
             raise InputError(f"{name}: none are known on the reference, {series.names[series.reference]}")
         for i in chosen:
             if given[i] is not None:
-                guides.setdefault(i, {})[name] = make(series, i, alignments[i], device)
+                guides.setdefault(i, {})[name] = make(series, i, alignments[i], region or series.grid, device)
         if not any(name in found for found in guides.values()):
             raise InputError(
                 f"{name}: have a weight of {getattr(settings, name):g}, but none are known at the guided times; "
@@ -90,7 +92,9 @@ def image_at(series: Series, t: float, argument: str) -> int:
     raise InputError(f"{argument}: {t} is not the time of an image besides the reference; those are {listed}")
 
 
-def landmark_guide(series: Series, i: int, alignment: np.ndarray, device: torch.device | str = "cpu") -> Guide:
+def landmark_guide(
+    series: Series, i: int, alignment: np.ndarray, region: Grid, device: torch.device | str = "cpu"
+) -> Guide:
     """How far landmarks of image i, once moved, are from the reference's: mean robust distance, mm.
 
     Those beyond either field of view don't count: no image says how tissue moves there.
@@ -107,17 +111,19 @@ def landmark_guide(series: Series, i: int, alignment: np.ndarray, device: torch.
     if not seen.all():
         text = "landmarks of %s: %d of %d lie outside its image or the reference's, and don't guide"
         logger.warning(text, series.names[i], np.count_nonzero(~seen), len(seen))
-    points = _cube(series.grid, at[seen], alignment, device)
-    wanted = _cube(series.grid, partners[seen], np.eye(4), device)
+    points = _cube(region, at[seen], alignment, device)
+    wanted = _cube(region, partners[seen], np.eye(4), device)
 
     def guide(displacement: torch.Tensor) -> torch.Tensor:
-        miss_mm = series.grid.vectors_from_cube(_moved(points, displacement) - wanted)
+        miss_mm = region.vectors_from_cube(_moved(points, displacement) - wanted)
         return losses.robust_distance(miss_mm.square().sum(-1))
 
     return guide
 
 
-def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.device | str = "cpu") -> Guide:
+def contour_guide(
+    series: Series, i: int, alignment: np.ndarray, region: Grid, device: torch.device | str = "cpu"
+) -> Guide:
     """How far surfaces of image i, once moved, are from the reference's: mean robust distance, mm, of each label
     that both masks have, each counting as much as another. What comes from beyond the reference's mask has no
     surface there to meet, and doesn't count.
@@ -134,7 +140,7 @@ def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.d
         points = surface_points(*signed_distance(mask, label))
         if len(points) > 0 and distance.max() > 0:
             field = torch.from_numpy(distance).to(device)[None, None]
-            surfaces.append((_cube(series.grid, points, alignment, device), field, box))
+            surfaces.append((_cube(region, points, alignment, device), field, box))
     if not surfaces:
         raise InputError(
             f"contours: the masks of {series.names[i]} and of the reference, {series.names[series.reference]}, "
@@ -144,7 +150,7 @@ def contour_guide(series: Series, i: int, alignment: np.ndarray, device: torch.d
     def guide(displacement: torch.Tensor) -> torch.Tensor:
         off = []
         for points, distance, box in surfaces:
-            there_mm = series.grid.cube_to_world(_moved(points, displacement))
+            there_mm = region.cube_to_world(_moved(points, displacement))
             squared_mm = sample(distance, box.world_to_cube(there_mm)[None]).square().flatten()
             within = (drawn.world_to_cube(there_mm.detach()).abs() <= 1).all(-1)
             off.append(losses.robust_distance(squared_mm * within) / within.float().mean().clamp(min=1e-6))
@@ -207,7 +213,7 @@ def _labels(mask: sitk.Image) -> set[int]:
 
 
 def _cube(grid: Grid, points_mm: np.ndarray, alignment: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """World points (N, 3) of an image as cube points of the reference's grid, after pre-alignment, float32."""
+    """World points (N, 3) of an image as cube points of a grid, after pre-alignment, float32."""
     aligned = grid.world_to_cube(apply_affine(np.linalg.inv(alignment), points_mm))
     return torch.from_numpy(aligned).to(device, torch.float32)
 

@@ -62,7 +62,7 @@ def def_net_bytes(
     """The most that `fit_deformation` holds besides the series, in bytes.
 
     Args:
-        grid: of the reference.
+        grid: that Def-Net covers: the reference's or a part of it.
         images: that are compared.
         functions: of time (`TimeBasis.size`).
         settings: of the fit.
@@ -87,6 +87,7 @@ def _level_bytes(
             network = min(network, grid.with_spacing(settings.network_mm).voxels)
         detail = 0 if settings.detail_mm is None else grid.with_spacing(settings.detail_mm).voxels
         velocity, passes = 3 * functions * (VELOCITY * lattice + DETAIL * detail) + 6 * at_once * lattice, 1
+        kept += 2 * settings.fourier_width * network
     else:
         velocity, passes = 3 * VELOCITY * at_once * lattice, at_once
     if settings.bregman and level is settings.levels[-1] and len(settings.levels) > 1:

@@ -28,6 +28,7 @@ from stnerp.labels import Interpolation, carried_labels
 from stnerp.monitor import Row, monitor
 from stnerp.presets import DefNetSettings, def_net_settings_of
 from stnerp.ref_net import RefNet
+from stnerp.region import around, faded
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, TimeBasis
 from stnerp.velocity import exponential
@@ -44,7 +45,7 @@ class STNeRP:
     """A patient's anatomy in space and time.
 
     Attributes:
-        grid: the reference image's grid.
+        grid: the reference image's grid; Def-Net may cover a part of it (`region.patient_region`).
         times: measured times, in the user's unit; reference_time is one of them, period may be None.
         time_unit: name of that unit, where a file told it.
         window: intensities in [0, 1] inside the networks are those of this window.
@@ -65,6 +66,7 @@ class STNeRP:
         history: list[dict[str, float]] | None = None,
         time_unit: str | None = None,
         flow: NeighbourFlow | None = None,
+        grid: Grid | None = None,
     ) -> None:
         if (ref_net is None) == (reference_voxels is None):
             raise InputError("model: give either a Ref-Net or the reference's voxels")
@@ -74,7 +76,7 @@ class STNeRP:
         self.history = history or []
         self.time_unit = time_unit
         self.flow = flow
-        self.grid = def_net.grid
+        self.grid = def_net.grid if grid is None else grid
         self.times = def_net.time_basis.times
         self.reference_time = def_net.time_basis.reference_time
         self.period = def_net.time_basis.period
@@ -227,6 +229,7 @@ class STNeRP:
             KIND,
             {
                 "grid": self.grid.to_dict(),
+                "region": self.def_net.grid.to_dict(),
                 "times": list(basis.times),
                 "reference_time": basis.reference_time,
                 "period": basis.period,
@@ -259,12 +262,13 @@ class STNeRP:
         where = device_of(device)
         with content_of(Path(path), KIND) as saved:
             grid, window = Grid.from_dict(saved["grid"]), Window.from_dict(saved["window"])
+            region = Grid.from_dict(saved.get("region", saved["grid"]))
             basis = TimeBasis(tuple(saved["times"]), saved["reference_time"], saved["period"])
             alignments = saved["alignments"].numpy()
             if not np.isfinite([*basis.times, basis.reference_time, *alignments.flat]).all():
                 raise ValueError("times and alignments must be finite")
             settings = def_net_settings_of(saved["def_net"]["settings"])
-            def_net = def_net_of(grid, basis, settings)
+            def_net = def_net_of(region, basis, settings)
             def_net.load_weights(saved["def_net"]["weights"])
             voxels, flow = saved["reference_voxels"], saved.get("flow")
             model = STNeRP(
@@ -279,6 +283,7 @@ class STNeRP:
                 flow=None
                 if flow is None
                 else NeighbourFlow.from_dict(flow, grid, Gaps(basis.times, basis.reference_time, basis.period)),
+                grid=grid,
             )
         model.def_net.to(where)  # here: a GPU's error says nothing about the file
         if model.ref_net is not None:
@@ -339,11 +344,12 @@ class STNeRP:
     def _read(self, t: float, points: torch.Tensor, inverse: bool = False) -> torch.Tensor:
         """The displacement (..., 3), cube units, at cube points (..., 3), float64."""
         field = self._lattice_displacement(t, inverse)
-        values = sample(field, points.reshape(1, -1, 3).to(field))[0]
-        return values.T.reshape(points.shape).to(points)
+        scale, shift = (values.to(field) for values in self._cube_to_lattice)
+        values = sample(field, (points.to(field) * scale + shift).reshape(1, -1, 3))[0]
+        return (values.T / scale).reshape(points.shape).to(points)
 
     def _lattice_displacement(self, t: float, inverse: bool) -> torch.Tensor:
-        """exp(±v_t) − id on the lattice of the last level, (1, 3, z, y, x), cube units, float64.
+        """exp(±v_t) − id on the lattice, (1, 3, z, y, x), units of its cube, float64.
 
         So that a point's displacement doesn't depend on how its coordinates were rounded on their way.
         """
@@ -352,20 +358,31 @@ class STNeRP:
             first, last = self.def_net.time_basis.measured_range
             if self.period is None and not first <= t <= last:
                 logger.warning("t = %g is an extrapolation: the measured times are %g to %g", t, first, last)
-            with torch.no_grad():
-                velocity_mm = self.def_net.lattice_velocity(self.lattice.shape, [float(t)])
-                half = torch.tensor(self.grid.half_extent_mm).to(velocity_mm)
-                velocity = velocity_mm / half[:, None, None, None]
-                field = exponential(-velocity if inverse else velocity, self.settings.squarings)
+            velocity_mm = self.velocity_mm(t)
+            velocity = velocity_mm / torch.tensor(self.lattice.half_extent_mm).to(velocity_mm)[:, None, None, None]
+            field = exponential(-velocity if inverse else velocity, self.settings.squarings)
             if len(self._displacements) >= 8:  # lattices are small, but time is continuous
                 self._displacements.clear()
             self._displacements[key] = field.double()
         return self._displacements[key]
 
-    @property
+    def velocity_mm(self, t: float) -> torch.Tensor:
+        """v_t on `lattice`, (1, 3, z, y, x) in mm along its axes; around what Def-Net covers it fades."""
+        region = self.settings.levels[-1].lattice(self.def_net.grid)
+        with torch.no_grad():
+            velocity_mm = self.def_net.lattice_velocity(region.shape, [float(t)])
+        return faded(velocity_mm, region.spacing_mm, around(region, self.grid)[1])
+
+    @cached_property
     def lattice(self) -> Grid:
-        """The lattice that carries the deformation: that of the fit's last level."""
-        return self.settings.levels[-1].lattice(self.grid)
+        """The lattice that carries the deformation: that of the fit's last level, over all of the image."""
+        return around(self.settings.levels[-1].lattice(self.def_net.grid), self.grid)[0]
+
+    @cached_property
+    def _cube_to_lattice(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift (3,) from the reference's cube to that of `lattice`, which has the same axes."""
+        matrix = torch.from_numpy(self.lattice.world_to_cube_matrix @ self.grid.cube_to_world_matrix)
+        return matrix.diagonal()[:3].clone(), matrix[:3, 3].clone()
 
 
 def _time(t: float) -> float:

@@ -122,6 +122,8 @@ class DefNetSettings:
         detail_total_variation: weight of the isotropic total variation of the free velocities, all times
             together, so that they stay zero where the network explains the images.
         squarings: n of the scaling and squaring (Eq. 5).
+        region: what Def-Net covers: "patient", the box of the reference that holds the patient at all times
+            (`region.patient_region`), or "image", all of it.
         reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).
@@ -158,6 +160,7 @@ class DefNetSettings:
     detail_step_mm: float = 1.0
     detail_total_variation: float = 0.05
     squarings: int = 4
+    region: Literal["patient", "image"] = "patient"
     reference: Literal["rendered", "network"] = "rendered"
     loss: Literal["local_ncc", "global_ncc", "mse"] = "local_ncc"
     window_mm: float = 11.0
@@ -210,6 +213,7 @@ PAPER = Preset(
         fourier_sigma=3.0,
         detail_mm=None,
         squarings=7,
+        region="image",
         reference="network",
         loss="mse",
         contrast=0.0,
@@ -229,6 +233,7 @@ PAPER = Preset(
 FLOW = DefNetSettings(
     network_mm=12.0,
     squarings=5,
+    region="image",
     detail_mm=None,
     window_mm=8.0,
     noise=0.02,
@@ -288,8 +293,8 @@ def ref_net_settings_of(saved: dict[str, Any]) -> RefNetSettings:
 
 def def_net_settings_of(saved: dict[str, Any]) -> DefNetSettings:
     """The settings in a file; those that 0.1.0 didn't know are as it was: a network read everywhere, and alone,
-    nothing given back, all windows alike."""
-    before = {"network_mm": None, "detail_mm": None, "bregman": 0.0, "contrast": 0.0}
+    nothing given back, all windows alike, all of the image covered."""
+    before = {"network_mm": None, "detail_mm": None, "bregman": 0.0, "contrast": 0.0, "region": "image"}
     return with_changes(DefNetSettings(), {**before, **saved})
 
 

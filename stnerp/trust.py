@@ -197,12 +197,10 @@ def inverse_consistency_mm(model: STNeRP, t: float) -> sitk.Image:
 
     Exact flows give zero; what is left shows a lattice too coarse for the motion, or too few squarings.
     """
-    shape, squarings = model.lattice.shape, model.settings.squarings
-    half_extent_mm = torch.from_numpy(model.grid.half_extent_mm)[:, None, None, None]
-    with torch.no_grad():
-        velocity = model.def_net.lattice_velocity(shape, [t]).double().cpu() / half_extent_mm
-        there, back = exponential(-velocity, squarings), exponential(velocity, squarings)
-        apart_mm = (compose(back, there) * half_extent_mm).norm(dim=1)[0]
+    half_extent_mm = torch.from_numpy(model.lattice.half_extent_mm)[:, None, None, None]
+    velocity = model.velocity_mm(t).double().cpu() / half_extent_mm
+    there, back = (exponential(sign * velocity, model.settings.squarings) for sign in (-1, 1))
+    apart_mm = (compose(back, there) * half_extent_mm).norm(dim=1)[0]
     return model.lattice.image(apart_mm.float().numpy())
 
 

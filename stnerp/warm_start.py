@@ -50,7 +50,7 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
     """Set the parameters of a new net, in place.
 
     Args:
-        net: of the series' grid and times.
+        net: of the series' times, on its grid or a part of it.
         init: a fit, or its file; several, for their mean; or displacements by time, as a registration of each
             image found them (target -> reference; vector images are in LPS mm).
         series: what the net will be fitted to.
@@ -63,7 +63,7 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
         MissingFileError: no such file.
         FitError: references that can't be aligned.
     """
-    lattice = settings.levels[0].lattice(series.grid)
+    lattice = settings.levels[0].lattice(net.grid)
     if isinstance(init, Mapping):
         if not init:
             raise InputError("init: holds no displacement")

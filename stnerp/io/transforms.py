@@ -93,8 +93,7 @@ def velocity_field(model: STNeRP, t: float) -> sitk.Image:
     """
     _map(model, t, inverse=False)
     lattice = model.lattice
-    with torch.no_grad():
-        velocity_mm = model.def_net.lattice_velocity(lattice.shape, [float(t)]).double().cpu()
+    velocity_mm = model.velocity_mm(t).double().cpu()
     fastest = velocity_mm.abs().amax(dim=(0, 2, 3, 4)).numpy() / np.asarray(lattice.spacing_mm)
     grid = _continued(lattice, np.stack([-fastest, np.asarray(lattice.size) - 1 + fastest]))
     points = torch.from_numpy(lattice.world_to_cube(grid.points_world()))
