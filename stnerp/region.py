@@ -4,7 +4,7 @@ A field of view of 50 cm is mostly air and couch. Nothing of it moves that anyon
 would take as long as one of the patient. So a fit looks at the box that holds the patient at all times. Around
 that, the motion at the box's faces fades away (`around`).
 
-The patient is what a window shows bright, thick parts of it alone: a couch is a shell of thin sheets.
+The patient is what is not air, thick parts of it alone: a couch is a shell of thin sheets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import torch.nn.functional as F
 
 from stnerp.geometry import Grid, apply_affine
 from stnerp.series import Series
-from stnerp.window import Window
+from stnerp.window import Window, is_ct
 
-BRIGHT = 0.1  # of the window: above air and foam, -800 HU of a CT, and above the noise of an MR
-LOOK_MM, LOOKS = 4.0, 200  # between the voxels that are looked at; in a small field of view, for a hand, less
-THIN = 2  # half of how many of those is thinner than any part of a patient
+FOAM_HU = -800.0  # above the air and the foam in a CT
+FAINT = (
+    0.03  # of the window of another image: above what is left of noise in air, not of what a PET shows of muscle
+)
+# Between the voxels that are looked at; less in a small field of view, for a hand. What is thinner than three of
+# them is no part of a patient.
+LOOK_MM, LOOKS = 4.0, 128
 SMALL = 0.05  # of the largest part: what is smaller is none either
 MARGIN_MM = 20.0  # beyond the patient: a window of the local correlation, and what opening rounds off
 NEARLY_ALL = 0.8  # of the voxels: leaving out the rest would save little
@@ -59,9 +63,10 @@ def patient_corners(image: sitk.Image, window: Window) -> np.ndarray | None:
     own = Grid.of(image)
     look_mm = min(LOOK_MM, max(own.extent_mm) / LOOKS)
     x, y, z = strides = [max(1, round(look_mm / s)) for s in own.spacing_mm]
-    seen = window.normalise(sitk.GetArrayViewFromImage(image)[::z, ::y, ::x]) > BRIGHT
+    looked_at = sitk.GetArrayViewFromImage(image)[::z, ::y, ::x]
+    seen = looked_at > FOAM_HU if is_ct(image) else window.normalise(looked_at) > FAINT
     radii = [
-        min(round(THIN * look_mm / (stride * s)), (n - 1) // 4)
+        min(round(look_mm / (stride * s)), (n - 1) // 4)
         for stride, s, n in zip(strides, own.spacing_mm, seen.shape[::-1], strict=True)
     ]
     thick = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(seen.astype(np.uint8)), radii, sitk.sitkBall)

@@ -76,7 +76,7 @@ class Window:
         images = list(images)
         if not images:
             raise InputError(f"window: {spec!r} needs images; give a preset's name or a pair (low, high)")
-        if spec == "auto" and all(_is_ct(image) for image in images):
+        if spec == "auto" and all(is_ct(image) for image in images):
             return Window(*PRESETS["ct"], name="ct")
         return _percentile_window(images)
 
@@ -110,7 +110,8 @@ def _window_of_pair(pair: Sequence[float]) -> Window:
     return Window(low, high)
 
 
-def _is_ct(image: sitk.Image) -> bool:
+def is_ct(image: sitk.Image) -> bool:
+    """Whether an image looks like Hounsfield units: see `Window.of`."""
     voxels = sitk.GetArrayViewFromImage(image)
     return bool(voxels.min() >= _CT_MINIMUM and (voxels < _CT_AIR).mean() >= _CT_AIR_FRACTION)
 

@@ -85,6 +85,28 @@ def test_it_holds_the_patient_where_every_image_has_it() -> None:
     assert last[:2] == pytest.approx([200 + 60 + MARGIN_MM, 120 + 50 + MARGIN_MM], abs=2 * LOOKED_MM)
 
 
+@pytest.mark.parametrize("window", ["ct", (-150.0, 250.0)])
+def test_lungs_belong_to_the_patient_in_every_window(window: str | tuple[float, float]) -> None:
+    """Bones would be all that a narrow window shows of it."""
+    body = sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0)))
+    lung = sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (118.0, 68.0, 900.0), couch=False)) > -500
+    body[lung] = -750.0
+    image = WIDE.image(body)
+    region = patient_region(load_series([image, image], [0.0, 1.0], window=window), STILL)
+    assert region.extent_mm[:2] == pytest.approx((240 + 2 * MARGIN_MM, 140 + 2 * MARGIN_MM), abs=2 * LOOKED_MM)
+
+
+def test_a_hot_spot_is_not_the_patient() -> None:
+    """Of a PET most of the body is a twentieth as bright as what lights up in it."""
+    counts = (
+        sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0), couch=False)) + 1000
+    ) * 10
+    counts[15:20, 25:35, 40:50] = 200_000
+    image = WIDE.image(np.maximum(counts, 0))
+    region = patient_region(load_series([image, image], [0.0, 1.0]), STILL)
+    assert region.extent_mm[:2] == pytest.approx((240 + 2 * MARGIN_MM, 140 + 2 * MARGIN_MM), abs=2 * LOOKED_MM)
+
+
 def test_two_legs_are_one_patient() -> None:
     legs = [scan(WIDE, (c, 120.0, 100.0), (40.0, 40.0, 900.0), couch=False) for c in (90.0, 250.0)]
     both = sitk.Maximum(*legs)
