@@ -41,16 +41,19 @@ def patient_region(series: Series, alignments: np.ndarray) -> Grid:
         alignments: (T, 4, 4), reference point -> point of the image at each time.
 
     Returns:
-        A box of its voxels; all of them where that isn't much less, or where nothing is found.
+        A box of its voxels; all of them where that isn't much less, or where the reference shows nothing.
     """
-    grid, corners = series.grid, []
-    for image, alignment in zip(series.images, alignments, strict=True):
-        found = patient_corners(image, series.window)
-        if found is not None:
-            corners.append(grid.world_to_index(apply_affine(np.linalg.inv(alignment), found)))
-    if not corners:
+    grid = series.grid
+    found = [patient_corners(image, series.window) for image in series.images]
+    if found[series.reference] is None:
         return grid
-    every = np.concatenate(corners)
+    every = np.concatenate(
+        [
+            grid.world_to_index(apply_affine(np.linalg.inv(alignment), corners))
+            for corners, alignment in zip(found, alignments, strict=True)
+            if corners is not None
+        ]
+    )
     margin = MARGIN_MM / np.asarray(grid.spacing_mm)
     first = np.clip(np.floor(every.min(axis=0) - margin), 0, np.asarray(grid.size) - 1).astype(int)
     last = np.clip(np.ceil(every.max(axis=0) + margin), 0, np.asarray(grid.size) - 1).astype(int)

@@ -139,6 +139,18 @@ def test_where_there_is_little_to_leave_out_it_is_the_image(image: sitk.Image) -
     assert patient_region(series, STILL) == series.grid
 
 
+def test_what_another_image_shows_beyond_the_reference_leaves_its_patient_as_it_is() -> None:
+    """And where the reference shows nothing, nothing is left out of it."""
+    patient = scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 200.0))
+    nothing = WIDE.image(np.where(np.indices(WIDE.shape).sum(0) % 9, -1000.0, 0.0).astype(np.float32))
+    far = np.stack([np.eye(4), homogeneous(np.eye(3), (0.0, -2000.0, 0.0))])
+    assert patient_region(pair(nothing, patient), far) == WIDE
+    region = patient_region(pair(patient, patient), far)
+    assert WIDE.contains(region.points_world()).all()
+    assert min(region.size) > 20
+    assert patient_region(pair(patient, nothing), STILL) == patient_region(pair(patient, patient), STILL)
+
+
 def test_a_lattice_continues_until_it_covers_the_image() -> None:
     region = WIDE.part((10, 0, 3), (60, 89, 30))
     lattice = region.with_spacing(7.0)
