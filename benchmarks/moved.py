@@ -72,7 +72,11 @@ def main(arguments: list[str]) -> None:
         raise InputError("image: give a file, image=ct.nii.gz")
     still = read_image(settings.image)
     window = Window.of(settings.window, [still])
-    scene = MovedImage(denoised(still, window), Breathing.of_grid(Grid.of(still), **settings.motion))
+    try:
+        motion = Breathing.of_grid(Grid.of(still), **settings.motion)
+    except TypeError as error:
+        raise InputError(f"motion: {str(error).split('()', 1)[-1].strip()}") from None
+    scene = MovedImage(denoised(still, window), motion)
     images = [noisy(scene.image(t), settings.noise, window, seed) for seed, t in enumerate((REFERENCE, TARGET))]
     path = Path(settings.out) / "moved.csv"
     rows = rows_of(path)
