@@ -215,11 +215,11 @@ def fit_flow(
                 *[_moving(series, i, alignments, level, settings, where) for i in range(len(series))], strict=True
             )
             voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
-            sigma = level.smoothing(series.grid, settings.smoothing)
+            sigma, velocity_at = level.smoothing(series.grid, settings.smoothing), net.on_lattice(lattice.shape)
             for step in fit.steps(until):
                 (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
                 optimiser.zero_grad(set_to_none=True)
-                velocity_mm = net.lattice_velocity(lattice.shape, middles)
+                velocity_mm = velocity_at(middles)
                 leaf = velocity_mm.detach().requires_grad_()  # the gaps one after the other, see fit.py
                 value = leaf.new_zeros(())
                 for gap in range(basis.size):
