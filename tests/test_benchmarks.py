@@ -482,5 +482,5 @@ def test_an_image_of_ones_own_is_moved(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.std((reference - target)[air]) == pytest.approx(20 * np.sqrt(2), rel=0.1)
     with pytest.raises(InputError, match="image: give a file"):
         moved.main(["methods=greedy"])
-    with pytest.raises(InputError, match="motion: .*amplitude_mm"):
+    with pytest.raises(InputError, match=r"motion: .*amplitude_mm"):
         moved.main([f"image={tmp_path / 'ct.mha'}", "methods=greedy", "motion.amplitude_mm=20"])
