@@ -180,8 +180,35 @@ def total_variation(field_mm: torch.Tensor, spacing_mm: Spacing, epsilon: float 
 
     It lets a field jump where tissue slides. `epsilon` rounds the kink at zero (Vishnevskiy et al. 2017).
     """
-    slopes = torch.stack([gradient(field_mm, axis, spacing_mm) for axis in range(3)], dim=1)
-    return (slopes.square().sum((1, 2)) + epsilon**2).sqrt().mean() - epsilon
+    return _TotalVariation.apply(field_mm, spacing_mm, epsilon)
+
+
+class _TotalVariation(torch.autograd.Function):
+    """mean √(|∇u|² + ε²) − ε, whose derivative is the transpose of ∇ applied to ∇u / √(|∇u|² + ε²).
+
+    Autograd's own, which stacks and squares all slopes once more, takes two to three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, field_mm: torch.Tensor, spacing_mm: Spacing, epsilon: float) -> torch.Tensor:
+        slopes = [gradient(field_mm, axis, spacing_mm) for axis in range(3)]
+        squares = torch.full_like(field_mm[:, :1], epsilon**2)
+        for slope in slopes:
+            for component in slope.split(1, dim=1):
+                squares.addcmul_(component, component)
+        root = squares.sqrt_()
+        ctx.save_for_backward(root, *slopes)
+        ctx.spacing_mm = spacing_mm
+        return root.mean() - epsilon
+
+    @staticmethod
+    def backward(ctx: Any, gradient_of_mean: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        root, *slopes = ctx.saved_tensors
+        weight = gradient_of_mean / (root.numel() * root)
+        total = torch.zeros_like(slopes[0])
+        for axis, slope in enumerate(slopes):
+            add_transposed_gradient(total, weight * slope, axis, ctx.spacing_mm)
+        return total, None, None
 
 
 def jacobian_determinant(displacement_mm: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
@@ -238,3 +265,16 @@ def gradient(field: torch.Tensor, axis: int, spacing_mm: Spacing) -> torch.Tenso
     if field.shape[dim] == 1:
         return torch.zeros_like(field)
     return torch.gradient(field, spacing=spacing_mm[axis], dim=dim)[0]
+
+
+def add_transposed_gradient(total: torch.Tensor, slope: torch.Tensor, axis: int, spacing_mm: Spacing) -> None:
+    """Add to `total` the transpose of `gradient`, as a matrix, times `slope`. Both (B, C, z, y, x)."""
+    dim, spacing = 4 - axis, spacing_mm[axis]
+    n = slope.shape[dim]
+    if n == 1:
+        return
+    # One-sided at both ends, central between.
+    for voxel, before, apart, length in ((0, 0, 1, 1), (n - 1, n - 2, 1, 1), (1, 0, 2, n - 2)):
+        own = slope.narrow(dim, voxel, length) / (apart * spacing)
+        total.narrow(dim, before, length).sub_(own)
+        total.narrow(dim, before + apart, length).add_(own)

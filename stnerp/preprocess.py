@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.geometry import Grid, Triple, affine_transform
-from stnerp.warp import NARROW, interpolation_matrix, placed
+from stnerp.warp import NARROW, interpolation_matrix, placed, without_dust
 from stnerp.window import Window
 
 #: From this σ on, in voxels, a Gaussian leaves as much noise between voxels as at them.
@@ -105,7 +105,7 @@ def _gaussian_matrix(n_from: int, n_to: int, sigma: float) -> torch.Tensor:
     positions = torch.linspace(0, n_from - 1, n_to, dtype=torch.float64)
     distance = positions[:, None] - torch.arange(n_from, dtype=torch.float64)[None, :]
     weights = torch.exp(-0.5 * (distance / sigma) ** 2)
-    return weights / weights.sum(1, keepdim=True)
+    return without_dust(weights / weights.sum(1, keepdim=True))
 
 
 def _smoothed_spacing(grid: Grid, to: Grid, sigma_mm: float) -> Triple:

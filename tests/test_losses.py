@@ -410,6 +410,21 @@ def test_penalties_are_differentiable() -> None:
     assert field.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 5), (2, 1, 4), (3, 4, 1)])
+def test_total_variation_has_its_derivative_by_hand(shape: tuple[int, int, int]) -> None:
+    """Against finite differences, one-sided ones at ends and slices included; and what autograd makes of it."""
+    field = torch.randn(
+        2, 3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: losses.total_variation(f, SPACING, 0.1), field)
+    slopes = torch.stack([losses.gradient(field, axis, SPACING) for axis in range(3)])
+    expected = (slopes.square().sum((0, 2)) + 0.1**2).sqrt().mean() - 0.1
+    found = losses.total_variation(field, SPACING, 0.1)
+    assert abs(float(found.detach() - expected.detach())) < EXACT
+    by_hand, by_autograd = (torch.autograd.grad(value, field)[0] for value in (found, expected))
+    assert (by_hand - by_autograd).abs().max() < EXACT
+
+
 def test_slices_have_no_derivative_across() -> None:
     x, y, _ = points_mm((1, 7, 9))
     field = torch.stack([0.2 * x + 0.1 * y, 0.3 * y, 0 * x])[None]

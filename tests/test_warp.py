@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from stnerp.geometry import Grid, cube_points
-from stnerp.warp import displaced_points, pulled_back, resize, sample, smoothed, warp
+from stnerp.preprocess import _gaussian_matrix
+from stnerp.warp import displaced_points, interpolation_matrix, pulled_back, resize, sample, smoothed, warp
 
 SHAPE = (5, 6, 9)
 # float64: rounding of a sum of eight weighted values near 1.
@@ -233,6 +234,20 @@ def test_it_is_smoothed_after_it_is_moved() -> None:
     assert torch.equal(moved, truth)
     before = sample(smoothed(edge, sigma), displaced_points(shrunk, shape))
     assert (before - truth).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [interpolation_matrix(300, 599, 3), _gaussian_matrix(300, 100, 4.0)],
+    ids=["cubic spline", "Gaussian"],
+)
+def test_no_weight_is_denormal(matrix: torch.Tensor) -> None:
+    """With those a matrix product takes twenty times as long."""
+    weights = matrix.to(torch.float32).abs()
+    assert weights[weights > 0].min() > torch.finfo(torch.float32).tiny
+    assert (weights > 0).sum(1).max() < 60
+    # What is left out would be added to the rest of 300 weights, in double precision.
+    torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix), dtype=torch.float64), atol=3e-10, rtol=0)
 
 
 def test_a_fit_may_follow_inference() -> None:
