@@ -199,7 +199,8 @@ def def_net_steps(series: Series, level: Level, device: torch.device) -> Callabl
     """So many steps of Eq. 6 on one level."""
 
     def run(steps: int) -> None:
-        fit_deformation(series, None, levels=[replace(level, iterations=steps)], device=device, progress=False)
+        levels = [replace(level, iterations=steps)]
+        fit_deformation(series, None, levels=levels, region="image", device=device, progress=False)
 
     return run
 

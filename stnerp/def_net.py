@@ -94,7 +94,8 @@ class FactorisedDefNet(DefNet):
         coarse = shape if self.network_shape is None else _smaller(self.network_shape, shape)
         fourier, layers = self.modes[0], self.modes[1:]
         with torch.no_grad():  # nothing in them is trained
-            features = fourier(cube_points(coarse, self.half_extent.device).reshape(-1, 3) * self.half_extent)
+            points = cube_points(coarse, self.half_extent.device).reshape(-1, 3) * self.half_extent
+            features = in_chunks(fourier, points, CHUNK)
 
         def velocity(times: Sequence[float]) -> torch.Tensor:
             values = in_chunks(layers, features, CHUNK) * self.velocity_mm

@@ -25,7 +25,8 @@ from stnerp.warp import sample, smoothed
 
 logger = logging.getLogger(__name__)
 
-# Of a displacement (1, 3, z, y, x), target -> reference, in cube units of the series' grid: a distance in mm.
+# Of a displacement (1, 3, z, y, x), target -> reference, in cube units of the grid that Def-Net covers: a
+# distance in mm.
 Guide = Callable[[torch.Tensor], torch.Tensor]
 
 REACH_MM = 40.0  # from the reference's surface; points further away are not pulled straight towards it

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 Spacing = tuple[float, float, float]
 JACOBIAN_LIMITS = (0.1, 10.0)
@@ -202,6 +203,7 @@ class _TotalVariation(torch.autograd.Function):
         return root.mean() - epsilon
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient_of_mean: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         root, *slopes = ctx.saved_tensors
         weight = gradient_of_mean / (root.numel() * root)

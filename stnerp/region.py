@@ -4,11 +4,14 @@ A field of view of 50 cm is mostly air and couch. Nothing of it moves that anyon
 would take as long as one of the patient. So a fit looks at the box that holds the patient at all times. Around
 that, the motion at the box's faces fades away (`around`).
 
-The patient is what is not air, thick parts of it alone: a couch is a shell of thin sheets.
+Only Hounsfield units tell air from faint tissue; of other images all is covered. The patient is what is not air,
+thick parts of it alone: a couch is a shell of thin sheets, thinner than the wall of any chest. And what contours
+and landmarks mark.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,15 +21,14 @@ import torch.nn.functional as F
 
 from stnerp.geometry import Grid, apply_affine
 from stnerp.series import Series
-from stnerp.window import Window, is_ct
+from stnerp.window import is_ct
 
-FOAM_HU = -800.0  # above the air and the foam in a CT
-FAINT = (
-    0.03  # of the window of another image: above what is left of noise in air, not of what a PET shows of muscle
-)
+logger = logging.getLogger(__name__)
+
+FOAM_HU = -800.0  # above air and foam
 # Between the voxels that are looked at; less in a small field of view, for a hand. What is thinner than three of
 # them is no part of a patient.
-LOOK_MM, LOOKS = 4.0, 128
+LOOK_MM, LOOKS = 2.0, 256
 SMALL = 0.05  # of the largest part: what is smaller is none either
 MARGIN_MM = 20.0  # beyond the patient: a window of the local correlation, and what opening rounds off
 NEARLY_ALL = 0.8  # of the voxels: leaving out the rest would save little
@@ -37,53 +39,67 @@ def patient_region(series: Series, alignments: np.ndarray) -> Grid:
     """The part of the reference's grid that holds the patient at all times, and `MARGIN_MM` around.
 
     Args:
-        series: the images.
+        series: the images, with what masks and landmarks mark.
         alignments: (T, 4, 4), reference point -> point of the image at each time.
 
     Returns:
-        A box of its voxels; all of them where that isn't much less, or where the reference shows nothing.
+        A box of its voxels; all of them where that isn't much less, where the reference shows nothing, or where
+        an image is no CT.
     """
     grid = series.grid
-    found = [patient_corners(image, series.window) for image in series.images]
+    if not all(is_ct(image) for image in series.images):
+        return grid
+    found = [patient_corners(image) for image in series.images]
     if found[series.reference] is None:
         return grid
+    marked = [None if mask is None else corners_of(mask != 0) for mask in series.masks]
     every = np.concatenate(
         [
-            grid.world_to_index(apply_affine(np.linalg.inv(alignment), corners))
-            for corners, alignment in zip(found, alignments, strict=True)
-            if corners is not None
+            grid.world_to_index(apply_affine(np.linalg.inv(alignment), points))
+            for known in (found, marked, series.landmarks)
+            for points, alignment in zip(known, alignments, strict=True)
+            if points is not None
         ]
     )
     margin = MARGIN_MM / np.asarray(grid.spacing_mm)
     first = np.clip(np.floor(every.min(axis=0) - margin), 0, np.asarray(grid.size) - 1).astype(int)
     last = np.clip(np.ceil(every.max(axis=0) + margin), 0, np.asarray(grid.size) - 1).astype(int)
     region = grid.part(first, last)
-    return region if region.voxels < NEARLY_ALL * grid.voxels else grid
+    share = region.voxels / grid.voxels
+    if share >= NEARLY_ALL:
+        return grid
+    logger.info("the patient's box is fitted, %.0f %% of the image; region='image' fits all of it", 100 * share)
+    return region
 
 
-def patient_corners(image: sitk.Image, window: Window) -> np.ndarray | None:
-    """The corners (8, 3), LPS mm, of the box along an image's axes around what it shows; None: nothing."""
+def patient_corners(image: sitk.Image) -> np.ndarray | None:
+    """The corners (8, 3), LPS mm, of the box along a CT's axes around the patient; None: it shows none."""
     own = Grid.of(image)
     look_mm = min(LOOK_MM, max(own.extent_mm) / LOOKS)
-    x, y, z = strides = [max(1, round(look_mm / s)) for s in own.spacing_mm]
-    looked_at = sitk.GetArrayViewFromImage(image)[::z, ::y, ::x]
-    seen = looked_at > FOAM_HU if is_ct(image) else window.normalise(looked_at) > FAINT
-    radii = [
-        min(round(look_mm / (stride * s)), (n - 1) // 4)
-        for stride, s, n in zip(strides, own.spacing_mm, seen.shape[::-1], strict=True)
-    ]
-    thick = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(seen.astype(np.uint8)), radii, sitk.sitkBall)
-    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(thick))
-    sizes = np.bincount(parts.ravel())
+    strides = [max(1, round(look_mm / s)) for s in own.spacing_mm]
+    seen = sitk.Shrink(image, strides) > FOAM_HU
+    radii = [min(round(look_mm / s), (n - 1) // 4) for s, n in zip(seen.GetSpacing(), seen.GetSize(), strict=True)]
+    parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(seen, radii, sitk.sitkBall))
+    sizes = np.bincount(sitk.GetArrayViewFromImage(parts).ravel())
     sizes[0] = 0
-    kept = np.isin(parts, np.flatnonzero(sizes > SMALL * sizes.max()))
-    if not kept.any():
-        return None
-    index = np.argwhere(kept)[:, ::-1] * strides
-    low, high = index.min(axis=0), index.max(axis=0)
-    sides = np.stack([low, np.minimum(high + strides, np.asarray(own.size) - 1)])
-    corners = [[sides[a, 0], sides[b, 1], sides[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-    return own.index_to_world(np.array(corners, float))
+    kept = np.flatnonzero(sizes > SMALL * sizes.max())
+    patient = np.isin(sitk.GetArrayViewFromImage(parts), kept)
+    return _corners(patient, Grid.of(parts))
+
+
+def corners_of(mask: sitk.Image) -> np.ndarray | None:
+    """The corners (8, 3), LPS mm, of the box along a mask's axes around what is not zero; None: all is."""
+    return _corners(sitk.GetArrayFromImage(mask) != 0, Grid.of(mask))
+
+
+def _corners(inside: np.ndarray, grid: Grid) -> np.ndarray | None:
+    sides = []
+    for axis in (2, 1, 0):
+        index = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        if len(index) == 0:
+            return None
+        sides.append((index[0] - 0.5, index[-1] + 0.5))
+    return grid.index_to_world(np.array([[x, y, z] for x in sides[0] for y in sides[1] for z in sides[2]]))
 
 
 def around(lattice: Grid, grid: Grid) -> tuple[Grid, tuple[int, ...]]:

@@ -115,6 +115,9 @@ def transplant(net: DefNet, source: DefNet, to_source: np.ndarray) -> None:
     Args:
         net, source: of one form, with hidden layers of the same sizes.
         to_source: A (4, 4), points of the net's reference -> points of the source's, LPS mm.
+
+    Beyond the source's grid, the box of its patient, its network goes on as it happens to, where the source itself
+    fades: what the net's grid has more of is a start like any other there.
     """
     # A in mm along the grids' axes, from their centres: x -> linear x + offset.
     linear, offset = _between_axes(net.grid, source.grid, to_source)

@@ -22,6 +22,7 @@ from stnerp.window import Window
 TURN = tuple(Rotation.from_euler("zyx", (20.0, -10.0, 5.0), degrees=True).as_matrix().ravel())
 STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 WIDE = Grid((100, 90, 40), (4.0, 4.0, 5.0), (10.0, -300.0, 50.0))
+FINE = Grid((200, 180, 20), (2.0, 2.0, 10.0), WIDE.origin_mm)  # the same field of view; a couch's shell is thin
 STILL = np.stack([np.eye(4)] * 2)
 LOOKED_MM = 5.0  # a voxel that is looked at, and what opening rounds off
 
@@ -47,7 +48,7 @@ def pair(*images: sitk.Image) -> Series:
 
 @pytest.mark.parametrize("direction", [STRAIGHT, TURN], ids=["straight", "oblique"])
 def test_it_holds_the_patient_and_a_margin_and_no_couch(direction: tuple[float, ...]) -> None:
-    grid = Grid(WIDE.size, WIDE.spacing_mm, WIDE.origin_mm, direction)
+    grid = Grid(FINE.size, FINE.spacing_mm, FINE.origin_mm, direction)
     centre, half = (180.0, 120.0, 100.0), (120.0, 70.0, 200.0)
     region = patient_region(pair(*[scan(grid, centre, half)] * 2), STILL)
     first = grid.vectors_from_world(np.asarray(region.origin_mm) - np.asarray(grid.origin_mm))
@@ -74,11 +75,11 @@ def test_it_holds_the_patient_and_a_margin_and_no_couch(direction: tuple[float, 
 def test_it_holds_the_patient_where_every_image_has_it() -> None:
     """The second image shows the patient elsewhere, and is itself elsewhere: alignment brings it back half-way."""
     centre, half = (180.0, 120.0, 100.0), (60.0, 50.0, 200.0)
-    other = Grid(WIDE.size, WIDE.spacing_mm, tuple(np.add(WIDE.origin_mm, (0.0, 30.0, 0.0))))  # type: ignore[arg-type]
-    series = pair(scan(WIDE, centre, half), scan(other, (220.0, 120.0, 100.0), half))
+    other = Grid(FINE.size, FINE.spacing_mm, tuple(np.add(FINE.origin_mm, (0.0, 30.0, 0.0))))  # type: ignore[arg-type]
+    series = pair(scan(FINE, centre, half), scan(other, (220.0, 120.0, 100.0), half))
     half_way = homogeneous(np.eye(3), (20.0, 30.0, 0.0))  # reference -> image
     region = patient_region(series, np.stack([np.eye(4), half_way]))
-    first = np.asarray(region.origin_mm) - np.asarray(WIDE.origin_mm)
+    first = np.asarray(region.origin_mm) - np.asarray(FINE.origin_mm)
     last = first + region.extent_mm
     # In the reference's frame the other patient lies 20 mm further along x, and nowhere else along y.
     assert first[:2] == pytest.approx([180 - 60 - MARGIN_MM, 120 - 50 - MARGIN_MM], abs=2 * LOOKED_MM)
@@ -88,27 +89,56 @@ def test_it_holds_the_patient_where_every_image_has_it() -> None:
 @pytest.mark.parametrize("window", ["ct", (-150.0, 250.0)])
 def test_lungs_belong_to_the_patient_in_every_window(window: str | tuple[float, float]) -> None:
     """Bones would be all that a narrow window shows of it."""
-    body = sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0)))
-    lung = sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (118.0, 68.0, 900.0), couch=False)) > -500
+    body = sitk.GetArrayFromImage(scan(FINE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0)))
+    lung = sitk.GetArrayFromImage(scan(FINE, (180.0, 120.0, 100.0), (118.0, 68.0, 900.0), couch=False)) > -500
     body[lung] = -750.0
-    image = WIDE.image(body)
+    image = FINE.image(body)
     region = patient_region(load_series([image, image], [0.0, 1.0], window=window), STILL)
     assert region.extent_mm[:2] == pytest.approx((240 + 2 * MARGIN_MM, 140 + 2 * MARGIN_MM), abs=2 * LOOKED_MM)
 
 
-def test_a_hot_spot_is_not_the_patient() -> None:
-    """Of a PET most of the body is a twentieth as bright as what lights up in it."""
-    counts = (
-        sitk.GetArrayFromImage(scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0), couch=False)) + 1000
-    ) * 10
-    counts[15:20, 25:35, 40:50] = 200_000
-    image = WIDE.image(np.maximum(counts, 0))
-    region = patient_region(load_series([image, image], [0.0, 1.0]), STILL)
+@pytest.mark.parametrize("wall_mm", [8.0, 12.0])
+def test_lungs_as_faint_as_foam_belong_to_the_patient(wall_mm: float) -> None:
+    """All that shows of them is the wall around, thinner than any thorax and thicker than a couch's shell."""
+    grid = Grid((200, 150, 20), (2.0, 2.0, 5.0))
+    centre, half = (180.0, 120.0, 50.0), np.array([120.0, 70.0, 900.0])
+    body = sitk.GetArrayFromImage(scan(grid, centre, (120.0, 70.0, 900.0)))
+    inner = half - (wall_mm, wall_mm, 0)
+    lung = sitk.GetArrayFromImage(scan(grid, centre, tuple(inner.tolist()), couch=False)) > -500
+    heart = sitk.GetArrayFromImage(scan(grid, centre, (40.0, 35.0, 900.0), couch=False)) > -500
+    body[lung & ~heart] = -880.0
+    image = grid.image(body)
+    region = patient_region(pair(image, image), STILL)
     assert region.extent_mm[:2] == pytest.approx((240 + 2 * MARGIN_MM, 140 + 2 * MARGIN_MM), abs=2 * LOOKED_MM)
 
 
+def test_of_what_is_no_ct_all_is_covered() -> None:
+    """Of a PET most of the body is a fiftieth as bright as what lights up in it."""
+    counts = sitk.GetArrayFromImage(scan(FINE, (180.0, 120.0, 100.0), (120.0, 70.0, 900.0), couch=False)) + 1000
+    counts[8:10, 50:70, 80:100] = 50_000
+    image = FINE.image(np.maximum(counts, 0))
+    assert patient_region(load_series([image, image], [0.0, 1.0]), STILL) == FINE
+
+
+def test_what_contours_and_landmarks_mark_belongs_to_the_patient() -> None:
+    patient = scan(FINE, (180.0, 120.0, 100.0), (80.0, 60.0, 900.0))
+    alone = patient_region(pair(patient, patient), STILL)
+    marked = np.zeros(FINE.shape, np.uint8)
+    marked[5:8, 140:144, 180:184] = 2
+    masks = [None, FINE.image(marked)]
+    with_contour = patient_region(load_series([patient] * 2, [0.0, 1.0], window="ct", masks=masks), STILL)
+    points = np.add(FINE.origin_mm, [[8.0, 100.0, 90.0], [200.0, 100.0, 90.0]])
+    with_landmark = patient_region(
+        load_series([patient] * 2, [0.0, 1.0], window="ct", landmarks=[points] * 2), STILL
+    )
+    last = FINE.world_to_index(with_contour.index_to_world(np.asarray(with_contour.size) - 1.0))
+    assert (last[:2] >= (183, 143)).all()
+    assert with_contour.origin_mm == alone.origin_mm
+    assert with_landmark.origin_mm[0] == FINE.origin_mm[0] < alone.origin_mm[0]
+
+
 def test_two_legs_are_one_patient() -> None:
-    legs = [scan(WIDE, (c, 120.0, 100.0), (40.0, 40.0, 900.0), couch=False) for c in (90.0, 250.0)]
+    legs = [scan(FINE, (c, 120.0, 100.0), (40.0, 40.0, 900.0), couch=False) for c in (90.0, 250.0)]
     both = sitk.Maximum(*legs)
     region = patient_region(pair(both, both), STILL)
     assert region.extent_mm[0] == pytest.approx(160 + 80 + 2 * MARGIN_MM, abs=2 * LOOKED_MM)
@@ -128,8 +158,8 @@ def test_fingers_belong_to_a_hand() -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        scan(WIDE, (200.0, 180.0, 100.0), (190.0, 170.0, 900.0)),
-        WIDE.image(np.where(np.indices(WIDE.shape).sum(0) % 9, -1000.0, 0.0).astype(np.float32)),
+        scan(FINE, (200.0, 180.0, 100.0), (190.0, 170.0, 900.0)),
+        FINE.image(np.where(np.indices(FINE.shape).sum(0) % 9, -1000.0, 0.0).astype(np.float32)),
         scan(Grid((60, 50, 4), (4.0, 4.0, 5.0)), (120.0, 100.0, 10.0), (110.0, 90.0, 50.0), couch=False),
     ],
     ids=["fills it", "sheets alone", "few slices"],
@@ -141,13 +171,13 @@ def test_where_there_is_little_to_leave_out_it_is_the_image(image: sitk.Image) -
 
 def test_what_another_image_shows_beyond_the_reference_leaves_its_patient_as_it_is() -> None:
     """And where the reference shows nothing, nothing is left out of it."""
-    patient = scan(WIDE, (180.0, 120.0, 100.0), (120.0, 70.0, 200.0))
-    nothing = WIDE.image(np.where(np.indices(WIDE.shape).sum(0) % 9, -1000.0, 0.0).astype(np.float32))
+    patient = scan(FINE, (180.0, 120.0, 100.0), (120.0, 70.0, 200.0))
+    nothing = FINE.image(np.where(np.indices(FINE.shape).sum(0) % 9, -1000.0, 0.0).astype(np.float32))
     far = np.stack([np.eye(4), homogeneous(np.eye(3), (0.0, -2000.0, 0.0))])
-    assert patient_region(pair(nothing, patient), far) == WIDE
+    assert patient_region(pair(nothing, patient), far) == FINE
     region = patient_region(pair(patient, patient), far)
-    assert WIDE.contains(region.points_world()).all()
-    assert min(region.size) > 20
+    assert FINE.contains(region.points_world()).all()
+    assert min(region.size) >= 20
     assert patient_region(pair(patient, nothing), STILL) == patient_region(pair(patient, patient), STILL)
 
 
@@ -260,8 +290,8 @@ BRIEF: dict[str, Any] = {
 def test_a_fit_of_the_region_finds_what_one_of_the_image_finds(
     direction: tuple[float, ...], reference: str
 ) -> None:
-    """A patient in a corner of the image that grows by a tenth: a crop that is off by a voxel is off by 4 mm."""
-    grid = Grid((70, 60, 20), (4.0, 4.0, 5.0), (10.0, -300.0, 50.0), direction)
+    """A patient in a corner of the image that grows by a tenth: a crop that is off by a voxel is off by 2 mm."""
+    grid = Grid((140, 120, 20), (2.0, 2.0, 5.0), (10.0, -300.0, 50.0), direction)
     centre, half = (80.0, 70.0, 50.0), np.array([50.0, 40.0, 200.0])
     grown = half * (1.1, 1.1, 1.0)
     series = pair(scan(grid, centre, tuple(half)), scan(grid, centre, tuple(grown)))
@@ -278,5 +308,5 @@ def test_a_fit_of_the_region_finds_what_one_of_the_image_finds(
     errors = [np.linalg.norm(fit.map_points(there, 1.0) - here, axis=1).mean() for fit in fits]
     before = np.linalg.norm(there - here, axis=1).mean()
     assert before > 1.5
-    assert errors[0] < 0.7 * before
+    assert errors[0] < 0.9 * before  # brief fits; one that is a voxel off would be worse than none
     assert errors[0] < errors[1] + 0.2
