@@ -8,6 +8,7 @@ Times are done one after the other, so memory doesn't grow with their number.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,8 @@ from stnerp.velocity import exponential
 from stnerp.warm_start import RATE, Init, start_from
 from stnerp.warp import pulled_back, sample, smoothed
 from stnerp.watch import EVERY, Watch
+
+logger = logging.getLogger(__name__)
 
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
 
@@ -101,6 +104,10 @@ def fit_deformation(
     if ref_net is not None:
         _check_ref_net(ref_net, series)
     basis = TimeBasis(series.times, series.reference_time, series.period)
+    unaligned = np.stack([np.eye(4)] * len(series))
+    region = patient_region(series, unaligned) if chosen.region == "patient" else series.grid
+    images = len(fitted_images(series, chosen))
+    require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
     identity: dict[str, object] = {}
     if checkpoint is not None:
         asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
@@ -111,9 +118,11 @@ def fit_deformation(
         torch.manual_seed(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
         alignments = aligned["matrices"].numpy()
-        region = patient_region(series, alignments) if chosen.region == "patient" else series.grid
-        images = len(fitted_images(series, chosen))
-        require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
+        if chosen.region == "patient" and not np.array_equal(alignments, unaligned):
+            region = patient_region(series, alignments)
+        if region != series.grid:
+            share = 100 * region.voxels / series.grid.voxels
+            logger.info("Def-Net covers the patient's box, %.0f %% of the image; region='image': all of it", share)
         guides = guides_of(series, alignments, chosen, guided_times, region, where)
         net = def_net_of(region, basis, chosen).to(where)
         pace = chosen

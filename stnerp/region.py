@@ -11,7 +11,6 @@ and landmarks mark.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +21,6 @@ import torch.nn.functional as F
 from stnerp.geometry import Grid, apply_affine
 from stnerp.series import Series
 from stnerp.window import is_ct
-
-logger = logging.getLogger(__name__)
 
 FOAM_HU = -800.0  # above air and foam
 # Between the voxels that are looked at; less in a small field of view, for a hand. What is thinner than three of
@@ -65,11 +62,7 @@ def patient_region(series: Series, alignments: np.ndarray) -> Grid:
     first = np.clip(np.floor(every.min(axis=0) - margin), 0, np.asarray(grid.size) - 1).astype(int)
     last = np.clip(np.ceil(every.max(axis=0) + margin), 0, np.asarray(grid.size) - 1).astype(int)
     region = grid.part(first, last)
-    share = region.voxels / grid.voxels
-    if share >= NEARLY_ALL:
-        return grid
-    logger.info("the patient's box is fitted, %.0f %% of the image; region='image' fits all of it", 100 * share)
-    return region
+    return region if region.voxels < NEARLY_ALL * grid.voxels else grid
 
 
 def patient_corners(image: sitk.Image) -> np.ndarray | None:
