@@ -28,7 +28,7 @@ VelocityAt = Callable[[Sequence[float]], torch.Tensor]  # times -> (T, 3, z, y, 
 
 
 class DefNet(nn.Module, ABC):
-    """A velocity at every point of the reference grid's cube and at every time."""
+    """A velocity at every point of a grid's cube, the reference's or a part of it, and at every time."""
 
     def __init__(self, grid: Grid, time_basis: TimeBasis) -> None:
         super().__init__()

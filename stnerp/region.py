@@ -49,7 +49,10 @@ def patient_region(series: Series, alignments: np.ndarray) -> Grid:
     found = [patient_corners(image) for image in series.images]
     if found[series.reference] is None:
         return grid
-    marked = [None if mask is None else corners_of(mask != 0) for mask in series.masks]
+    marked = [
+        None if mask is None else _corners(sitk.GetArrayViewFromImage(mask) != 0, Grid.of(mask))
+        for mask in series.masks
+    ]
     every = np.concatenate(
         [
             grid.world_to_index(apply_affine(np.linalg.inv(alignment), points))
@@ -80,12 +83,8 @@ def patient_corners(image: sitk.Image) -> np.ndarray | None:
     return _corners(patient, Grid.of(parts))
 
 
-def corners_of(mask: sitk.Image) -> np.ndarray | None:
-    """The corners (8, 3), LPS mm, of the box along a mask's axes around what is not zero; None: all is."""
-    return _corners(sitk.GetArrayFromImage(mask) != 0, Grid.of(mask))
-
-
 def _corners(inside: np.ndarray, grid: Grid) -> np.ndarray | None:
+    """The corners (8, 3), LPS mm, of the box along a grid's axes around what is inside; None: nothing is."""
     sides = []
     for axis in (2, 1, 0):
         index = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))

@@ -254,9 +254,7 @@ def _continued(grid: Grid, index: np.ndarray) -> Grid:
     """The same voxels, and as many more as hold these indices (N, 3) and one voxel around them."""
     first = np.minimum(np.floor(index.min(0)) - 1, 0)
     last = np.maximum(np.ceil(index.max(0)) + 1, np.asarray(grid.size) - 1)
-    x, y, z = (int(n) for n in last - first + 1)
-    ox, oy, oz = (float(o) for o in grid.index_to_world(first))
-    return Grid((x, y, z), grid.spacing_mm, (ox, oy, oz), grid.direction)
+    return grid.part(first, last)
 
 
 def _field(displacement: sitk.Image) -> sitk.DisplacementFieldTransform:
