@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingDependencyError
-from stnerp.geometry import Grid, index_points
+from stnerp.geometry import Grid
 from stnerp.io.image import check_writable
 from stnerp.window import Window
 
@@ -58,7 +58,7 @@ def plane_grid(grid: Grid, plane: Plane, through_mm: np.ndarray, pixels: int = 4
     if plane not in _PLANES:
         raise InputError(f"plane: unknown {plane!r}; give one of {', '.join(get_args(Plane))}")
     right, down, _, _ = _PLANES[plane]
-    corners = grid.index_to_world(index_points((2, 2, 2)).reshape(8, 3) * np.asarray(grid.size) - 0.5)
+    corners = grid.corners_world(0.5)
     low = np.array([(corners @ axis).min() for axis in (right, down)])
     extent_mm = np.array([(corners @ axis).max() for axis in (right, down)]) - low
     pixel_mm = float(extent_mm.max()) / pixels

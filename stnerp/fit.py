@@ -35,7 +35,7 @@ from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
-from stnerp.region import patient_region
+from stnerp.region import box_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
 from stnerp.series import Series
@@ -105,7 +105,8 @@ def fit_deformation(
         _check_ref_net(ref_net, series)
     basis = TimeBasis(series.times, series.reference_time, series.period)
     unaligned = np.stack([np.eye(4)] * len(series))
-    region = patient_region(series, unaligned) if chosen.region == "patient" else series.grid
+    patient = patient_points(series) if chosen.region == "patient" else None
+    region = box_around(patient, series.grid, unaligned)
     images = len(fitted_images(series, chosen))
     require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
     identity: dict[str, object] = {}
@@ -118,8 +119,7 @@ def fit_deformation(
         torch.manual_seed(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
         alignments = aligned["matrices"].numpy()
-        if chosen.region == "patient" and not np.array_equal(alignments, unaligned):
-            region = patient_region(series, alignments)
+        region = box_around(patient, series.grid, alignments)
         if region != series.grid:
             share = 100 * region.voxels / series.grid.voxels
             logger.info("Def-Net covers the patient's box, %.0f %% of the image; region='image': all of it", share)

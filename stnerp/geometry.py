@@ -61,8 +61,10 @@ class Grid:
             raise InputError(f"grid: direction {self.direction} must be a non-singular 3 x 3 matrix")
 
     @staticmethod
-    def of(image: sitk.Image) -> Grid:
-        """The grid of a 3D SimpleITK image."""
+    def of(image: sitk.Image | Grid) -> Grid:
+        """The grid of a 3D SimpleITK image; of a grid, itself."""
+        if isinstance(image, Grid):
+            return image
         if not isinstance(image, sitk.Image):
             raise InputError(
                 f"image: expected a SimpleITK image (sitk.ReadImage(path)), got {type(image).__name__}"
@@ -163,6 +165,11 @@ class Grid:
     def points_world(self) -> np.ndarray:
         """World position of every voxel centre, (z, y, x, 3), float64."""
         return affine_points(self.index_to_world_matrix, self.shape).numpy()
+
+    def corners_world(self, beyond: float = 0) -> np.ndarray:
+        """Centres (8, 3) of the outermost voxels, LPS mm, or what is so many voxels beyond; 0.5: their edges."""
+        ends = index_points((2, 2, 2)).reshape(8, 3)
+        return self.index_to_world(ends * (np.asarray(self.size) - 1 + 2 * beyond) - beyond)
 
     @property
     def index_to_world_matrix(self) -> np.ndarray:

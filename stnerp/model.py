@@ -45,7 +45,7 @@ class STNeRP:
     """A patient's anatomy in space and time.
 
     Attributes:
-        grid: the reference image's grid; Def-Net may cover a part of it (`region.patient_region`).
+        grid: the reference image's grid; Def-Net may cover a part of it (`stnerp.region`).
         times: measured times, in the user's unit; reference_time is one of them, period may be None.
         time_unit: name of that unit, where a file told it.
         window: intensities in [0, 1] inside the networks are those of this window.
@@ -105,7 +105,7 @@ class STNeRP:
         Raises:
             InputError: an unknown appearance, or one that this model can't show.
         """
-        grid, t = self._output_grid(grid), _time(t)
+        grid, t = Grid.of(self.grid if grid is None else grid), _time(t)
         if appearance not in ("reference", "blend", "density"):
             raise InputError(f"appearance: unknown {appearance!r}; give reference, blend or density")
         if appearance == "blend" and self.flow is None:
@@ -141,7 +141,7 @@ class STNeRP:
         A vector image (float64) that `sitk.DisplacementFieldTransform` takes as it is: resampling the
         reference through it gives the image at time t.
         """
-        grid = self._output_grid(grid)
+        grid = Grid.of(self.grid if grid is None else grid)
         return grid.image(self._displacement_array(t, grid))
 
     def map_points(self, points_mm: np.ndarray, t: float, inverse: bool = False) -> np.ndarray:
@@ -184,7 +184,7 @@ class STNeRP:
                 the largest trilinear weight; for a binary mask, linear interpolation cut at one half.
                 "nearest": the nearest voxel's (the paper's Eq. 7, 8).
         """
-        grid = Grid.of(mask) if grid is None else self._output_grid(grid)
+        grid = Grid.of(mask if grid is None else grid)
 
         def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
             return self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
@@ -193,7 +193,7 @@ class STNeRP:
 
     def jacobian(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """|∂φ_t/∂p|: how many ml of reference each ml of the target came from; ≤ 0 would be a fold."""
-        grid = self._output_grid(grid)
+        grid = Grid.of(self.grid if grid is None else grid)
         thick = grid.padded([1 if n == 1 else 0 for n in grid.size])  # a slice has neighbours, too
         determinant = metrics.jacobian_determinant(self._displacement_array(t, thick), thick)
         middle = tuple(slice(1, 2) if n == 1 else slice(None) for n in grid.shape)
@@ -292,11 +292,6 @@ class STNeRP:
 
     # -- the deformation
 
-    def _output_grid(self, grid: Grid | sitk.Image | None) -> Grid:
-        if grid is None:
-            return self.grid
-        return grid if isinstance(grid, Grid) else Grid.of(grid)
-
     @property
     def device(self) -> torch.device:
         """Where the networks are, and where images and displacements are computed."""
@@ -371,12 +366,12 @@ class STNeRP:
         region = self.settings.levels[-1].lattice(self.def_net.grid)
         with torch.no_grad():
             velocity_mm = self.def_net.lattice_velocity(region.shape, [float(t)])
-        return faded(velocity_mm, region.spacing_mm, around(region, self.grid)[1])
+        return faded(velocity_mm, region, self.lattice)
 
     @cached_property
     def lattice(self) -> Grid:
         """The lattice that carries the deformation: that of the fit's last level, over all of the image."""
-        return around(self.settings.levels[-1].lattice(self.def_net.grid), self.grid)[0]
+        return around(self.settings.levels[-1].lattice(self.def_net.grid), self.grid)
 
     @cached_property
     def _cube_to_lattice(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -123,7 +123,7 @@ class DefNetSettings:
             together, so that they stay zero where the network explains the images.
         squarings: n of the scaling and squaring (Eq. 5).
         region: what Def-Net covers: "patient", of CTs the box of the reference that holds the patient at all times
-            (`region.patient_region`), or "image", all of it.
+            (`stnerp.region`), or "image", all of it.
         reference: what is pulled back: "rendered", Ref-Net's image read linearly, or "network", Ref-Net
             itself at the moved points (Eq. 6). Without a Ref-Net it is always the scan's voxels.
         loss: "local_ncc", "global_ncc" or "mse" (Eq. 6).

@@ -31,36 +31,43 @@ MARGIN_MM = 20.0  # beyond the patient: a window of the local correlation, and w
 NEARLY_ALL = 0.8  # of the voxels: leaving out the rest would save little
 FADE_MM = 60.0
 
+NO_POINTS = np.empty((0, 3))
 
-def patient_region(series: Series, alignments: np.ndarray) -> Grid:
-    """The part of the reference's grid that holds the patient at all times, and `MARGIN_MM` around.
+
+def patient_points(series: Series) -> list[np.ndarray] | None:
+    """Of the image at each time, points (N, 3), LPS mm, that a box must hold to hold the patient; N may be 0.
+
+    Corners of boxes around what images show and masks mark, and landmarks. None, which is for all of the
+    reference: an image is no CT, or the reference shows nothing.
+    """
+    if not all(is_ct(image) for image in series.images):
+        return None
+    shown = [patient_corners(image) for image in series.images]
+    if len(shown[series.reference]) == 0:
+        return None
+    marked = [
+        NO_POINTS if mask is None else _corners(sitk.GetArrayViewFromImage(mask) != 0, Grid.of(mask))
+        for mask in series.masks
+    ]
+    landmarks = [NO_POINTS if points is None else points for points in series.landmarks]
+    return [np.concatenate(points) for points in zip(shown, marked, landmarks, strict=True)]
+
+
+def box_around(points_mm: Sequence[np.ndarray] | None, grid: Grid, alignments: np.ndarray) -> Grid:
+    """The part of the reference's grid that holds points of all times, and `MARGIN_MM` around.
 
     Args:
-        series: the images, with what masks and landmarks mark.
+        points_mm: of the image at each time, (N, 3), LPS mm (`patient_points`); None: a box of all there is.
+        grid: the reference's.
         alignments: (T, 4, 4), reference point -> point of the image at each time.
 
     Returns:
-        A box of its voxels; all of them where that isn't much less, where the reference shows nothing, or where
-        an image is no CT.
+        A box of its voxels; all of them where that isn't much less.
     """
-    grid = series.grid
-    if not all(is_ct(image) for image in series.images):
+    if points_mm is None:
         return grid
-    found = [patient_corners(image) for image in series.images]
-    if found[series.reference] is None:
-        return grid
-    marked = [
-        None if mask is None else _corners(sitk.GetArrayViewFromImage(mask) != 0, Grid.of(mask))
-        for mask in series.masks
-    ]
-    every = np.concatenate(
-        [
-            grid.world_to_index(apply_affine(np.linalg.inv(alignment), points))
-            for known in (found, marked, series.landmarks)
-            for points, alignment in zip(known, alignments, strict=True)
-            if points is not None
-        ]
-    )
+    back = np.linalg.inv(alignments)
+    every = grid.world_to_index(np.concatenate([apply_affine(*one) for one in zip(back, points_mm, strict=True)]))
     margin = MARGIN_MM / np.asarray(grid.spacing_mm)
     first = np.clip(np.floor(every.min(axis=0) - margin), 0, np.asarray(grid.size) - 1).astype(int)
     last = np.clip(np.ceil(every.max(axis=0) + margin), 0, np.asarray(grid.size) - 1).astype(int)
@@ -68,8 +75,8 @@ def patient_region(series: Series, alignments: np.ndarray) -> Grid:
     return region if region.voxels < NEARLY_ALL * grid.voxels else grid
 
 
-def patient_corners(image: sitk.Image) -> np.ndarray | None:
-    """The corners (8, 3), LPS mm, of the box along a CT's axes around the patient; None: it shows none."""
+def patient_corners(image: sitk.Image) -> np.ndarray:
+    """The corners (8, 3), LPS mm, of the box along a CT's axes around the patient; (0, 3): it shows none."""
     own = Grid.of(image)
     look_mm = min(LOOK_MM, max(own.extent_mm) / LOOKS)
     strides = [max(1, round(look_mm / s)) for s in own.spacing_mm]
@@ -83,44 +90,36 @@ def patient_corners(image: sitk.Image) -> np.ndarray | None:
     return _corners(patient, Grid.of(parts))
 
 
-def _corners(inside: np.ndarray, grid: Grid) -> np.ndarray | None:
-    """The corners (8, 3), LPS mm, of the box along a grid's axes around what is inside; None: nothing is."""
-    sides = []
-    for axis in (2, 1, 0):
-        index = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-        if len(index) == 0:
-            return None
-        sides.append((index[0] - 0.5, index[-1] + 0.5))
-    return grid.index_to_world(np.array([[x, y, z] for x in sides[0] for y in sides[1] for z in sides[2]]))
+def _corners(inside: np.ndarray, grid: Grid) -> np.ndarray:
+    """The corners (8, 3), LPS mm, of the box along a grid's axes around what is inside; (0, 3): nothing is."""
+    if not inside.any():
+        return NO_POINTS
+    sides = [np.flatnonzero(inside.any(axis=others)) for others in ((0, 1), (0, 2), (1, 2))]  # x, y, z
+    return grid.part([side[0] for side in sides], [side[-1] for side in sides]).corners_world(0.5)
 
 
-def around(lattice: Grid, grid: Grid) -> tuple[Grid, tuple[int, ...]]:
-    """A lattice of a region continued until it covers a grid of the same axes.
+def around(lattice: Grid, grid: Grid) -> Grid:
+    """A lattice of a region continued until it covers a grid of the same axes."""
+    corners = lattice.world_to_index(grid.corners_world())
+    beyond = 1e-6  # rounding must not add a point
+    first = np.minimum(np.floor(corners.min(0) + beyond), 0)
+    last = np.maximum(np.ceil(corners.max(0) - beyond), np.asarray(lattice.size) - 1)
+    return lattice.part(first, last)
 
-    Returns:
-        The lattice, and how many points more it has before and after x, y and z, as `F.pad` takes them.
+
+def faded(velocity_mm: torch.Tensor, lattice: Grid, whole: Grid) -> torch.Tensor:
+    """A velocity (1, 3, z, y, x) on a lattice, continued on the whole that this is a part of (`around`).
+
+    It is the border's, and fades over `FADE_MM`.
     """
-    ends = lattice.world_to_index(grid.cube_to_world(np.array([[-1.0] * 3, [1.0] * 3])))
-    # A grid of one slice has its only one at -1; rounding must not add a point.
-    before = np.ceil(np.maximum(-ends[0], 0) - 1e-6).astype(int)
-    after = np.ceil(np.maximum(ends[1] - (np.asarray(lattice.size) - 1), 0) - 1e-6).astype(int)
-    after[np.asarray(grid.size) == 1] = 0
-    more = [int(n) for pair in zip(before, after, strict=True) for n in pair]
-    return lattice.part(-before, np.asarray(lattice.size) - 1 + after), tuple(more)
-
-
-def faded(velocity_mm: torch.Tensor, spacing_mm: Sequence[float], more: Sequence[int]) -> torch.Tensor:
-    """A velocity (1, 3, z, y, x) continued by so many points: its border's, which fades over `FADE_MM`."""
-    if not any(more):
+    if lattice.size == whole.size:
         return velocity_mm
-    whole = F.pad(velocity_mm, tuple(more), mode="replicate")
-    for axis in range(3):
-        before, after = more[2 * axis : 2 * axis + 2]
-        n = whole.shape[4 - axis]
+    inside = lattice.within(whole)
+    more = [n for s, size in zip(reversed(inside), whole.size, strict=True) for n in (s.start, size - s.stop)]
+    continued = F.pad(velocity_mm, more, mode="replicate")
+    for axis, (there, n, step_mm) in enumerate(zip(inside, whole.shape, reversed(whole.spacing_mm), strict=True)):
         index = torch.arange(n, dtype=torch.float64)
-        outside = (before - index).clamp(min=0) + (index - (n - 1 - after)).clamp(min=0)
-        weight = 0.5 * (1 + torch.cos(torch.pi * (outside * spacing_mm[axis] / FADE_MM).clamp(max=1)))
-        shape = [1] * 5
-        shape[4 - axis] = n
-        whole = whole * weight.to(whole).reshape(shape)
-    return whole
+        outside_mm = step_mm * ((there.start - index).clamp(min=0) + (index - (there.stop - 1)).clamp(min=0))
+        weight = 0.5 * (1 + torch.cos(torch.pi * (outside_mm / FADE_MM).clamp(max=1)))
+        continued = continued * weight.to(continued).reshape([-1 if a == axis else 1 for a in range(3)])
+    return continued

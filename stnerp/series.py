@@ -330,18 +330,13 @@ def _overlap(a: Grid, b: Grid) -> bool:
     """
     edges = np.concatenate([np.reshape(grid.direction, (3, 3)).T for grid in (a, b)])
     axes = np.array([np.cross(e, f) for e, f in combinations(edges, 2)])
-    corners_a, corners_b = (axes @ grid.cube_to_world(_corners()).T for grid in (a, b))
+    corners_a, corners_b = (axes @ grid.corners_world().T for grid in (a, b))
     apart = (corners_a.min(1) > corners_b.max(1)) | (corners_b.min(1) > corners_a.max(1))
     return not bool(apart.any())
 
 
 #: Points of a cube, evenly, (8000, 3).
 _CUBE = (index_points((20, 20, 20)).reshape(-1, 3) + 0.5) / 10 - 1
-
-
-def _corners() -> np.ndarray:
-    """The cube's corners (8, 3)."""
-    return index_points((2, 2, 2)).reshape(8, 3) * 2 - 1
 
 
 # -- times

@@ -297,3 +297,11 @@ def test_affine_points_are_the_matrix_times_each_index(any_grid: Grid, slab: sli
 def test_slab_slices_are_all_slices_once(shape: tuple[int, int, int]) -> None:
     slices = [z for part in slab_slices(shape) for z in range(part.start, part.stop)]
     assert slices == list(range(shape[0]))
+
+
+def test_corners_are_the_outermost_voxels_or_beyond_them(any_grid: Grid) -> None:
+    centres = any_grid.points_world()[np.ix_(*([0, n - 1] for n in any_grid.shape))].reshape(8, 3)
+    assert np.abs(any_grid.corners_world() - centres).max() < EXACT
+    edges = any_grid.corners_world(0.5)
+    assert any_grid.contains(edges + 1e-6 * (any_grid.centre_mm - edges)).all()
+    assert not any_grid.contains(edges - 1e-6 * (any_grid.centre_mm - edges)).any()

@@ -15,7 +15,7 @@ from stnerp import Series, STNeRP, fit_deformation, fit_reference, load_series
 from stnerp.def_net import def_net_of
 from stnerp.geometry import Grid, homogeneous
 from stnerp.presets import DefNetSettings, Level
-from stnerp.region import FADE_MM, MARGIN_MM, around, faded, patient_region
+from stnerp.region import FADE_MM, MARGIN_MM, around, box_around, faded, patient_points
 from stnerp.time_basis import TimeBasis
 from stnerp.window import Window
 
@@ -44,6 +44,10 @@ def scan(
 
 def pair(*images: sitk.Image) -> Series:
     return load_series(list(images), [float(t) for t in range(len(images))], window="ct")
+
+
+def patient_region(series: Series, alignments: np.ndarray) -> Grid:
+    return box_around(patient_points(series), series.grid, alignments)
 
 
 @pytest.mark.parametrize("direction", [STRAIGHT, TURN], ids=["straight", "oblique"])
@@ -184,11 +188,9 @@ def test_what_another_image_shows_beyond_the_reference_leaves_its_patient_as_it_
 def test_a_lattice_continues_until_it_covers_the_image() -> None:
     region = WIDE.part((10, 0, 3), (60, 89, 30))
     lattice = region.with_spacing(7.0)
-    whole, more = around(lattice, WIDE)
-    assert more[2:4] == (0, 0)  # as far as the image along y
-    x, y, z = more[0], more[2], more[4]
-    own = whole.points_world()[z : z + lattice.shape[0], y : y + lattice.shape[1], x : x + lattice.shape[2]]
-    np.testing.assert_allclose(own, lattice.points_world(), atol=1e-9)
+    whole = around(lattice, WIDE)
+    assert whole.size[1] == lattice.size[1]  # as far as the image along y
+    np.testing.assert_allclose(whole.points_world()[lattice.within(whole)], lattice.points_world(), atol=1e-9)
     ends = whole.world_to_index(WIDE.cube_to_world(np.array([[-1.0] * 3, [1.0] * 3])))
     over = np.concatenate([ends[0], np.asarray(whole.size) - 1 - ends[1]])
     assert (over > -1e-9).all()
@@ -200,17 +202,16 @@ def test_a_lattice_continues_until_it_covers_the_image() -> None:
 )
 def test_a_lattice_of_the_whole_image_stays_as_it_is(grid: Grid) -> None:
     lattice = grid.with_spacing(7.0)
-    whole, more = around(lattice, grid)
-    assert whole.size == lattice.size
-    assert not any(more)
+    whole = around(lattice, grid)
+    assert whole == lattice
     field = torch.rand(1, 3, *lattice.shape)
-    assert faded(field, lattice.spacing_mm, more) is field
+    assert faded(field, lattice, whole) is field
 
 
 def test_around_a_region_motion_fades() -> None:
-    spacing_mm, beyond = (10.0, 12.0, 15.0), round(FADE_MM / 10) + 2
-    field = torch.rand(1, 3, 3, 4, 5)
-    whole = faded(field, spacing_mm, (beyond, 0, 0, 1, 0, 0))
+    lattice, beyond = Grid((5, 4, 3), (10.0, 12.0, 15.0), direction=TURN), round(FADE_MM / 10) + 2
+    field = torch.rand(1, 3, *lattice.shape)
+    whole = faded(field, lattice, lattice.part((-beyond, 0, 0), (4, 4, 2)))
     assert whole.shape == (1, 3, 3, 5, 5 + beyond)
     assert torch.equal(whole[..., :4, beyond:], field)
     along = whole[0, 0, 1, 2, :beyond].flip(0) / field[0, 0, 1, 2, 0]  # from the region outward

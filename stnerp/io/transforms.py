@@ -50,7 +50,7 @@ def displacement_field(
     Raises:
         InputError: `t` is no time.
     """
-    return registration_of(_grid(model, grid), _map(model, t, inverse)).displacement
+    return registration_of(Grid.of(model.grid if grid is None else grid), _map(model, t, inverse)).displacement
 
 
 def composite_transform(
@@ -70,14 +70,14 @@ def composite_transform(
     Raises:
         InputError: `t` is no time.
     """
-    grid, φ = _grid(model, grid), _map(model, t, inverse)
+    grid, φ = Grid.of(model.grid if grid is None else grid), _map(model, t, inverse)
     alignment = affine_at(model.alignments, model.times, t, model.period)
     back = np.linalg.inv(alignment)
     if inverse:
         residual = registration_of(grid, lambda points_mm: apply_affine(back, φ(points_mm)))
         # The last goes first.
         return sitk.CompositeTransform([affine_transform(alignment), _field(residual.displacement)])
-    corners = apply_affine(back, np.concatenate([_corners(model.grid), _corners(grid)]))
+    corners = apply_affine(back, np.concatenate([model.grid.corners_world(), grid.corners_world()]))
     lattice = _continued(model.lattice, model.lattice.world_to_index(corners))
     residual = registration_of(lattice, lambda points_mm: φ(apply_affine(alignment, points_mm)))
     return sitk.CompositeTransform([_field(residual.displacement), affine_transform(back)])
@@ -237,17 +237,6 @@ def _map(model: STNeRP, t: float, inverse: bool) -> Callable[[np.ndarray], np.nd
         return model.map_points(points_mm.reshape(-1, 3), t, inverse).reshape(points_mm.shape)
 
     return φ
-
-
-def _grid(model: STNeRP, grid: Grid | sitk.Image | None) -> Grid:
-    if grid is None:
-        return model.grid
-    return grid if isinstance(grid, Grid) else Grid.of(grid)
-
-
-def _corners(grid: Grid) -> np.ndarray:
-    """The outermost voxel centres (8, 3), LPS mm."""
-    return grid.cube_to_world(np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float))
 
 
 def _continued(grid: Grid, index: np.ndarray) -> Grid:
