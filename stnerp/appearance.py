@@ -32,6 +32,7 @@ from stnerp.geometry import Grid, apply_affine, random_slabs
 from stnerp.preprocess import normalised, on_grid
 from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
+from stnerp.region import around, faded
 from stnerp.resume import Progress, State
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
@@ -52,7 +53,9 @@ class NeighbourFlow:
     (on cine MR 0.6 dB more than a steady pace).
 
     Attributes:
-        net: velocity of each gap, `Gaps` in time.
+        net: velocity of each gap, `Gaps` in time; like a Def-Net it may cover a part of the reference
+            (`stnerp.region`), around which the flow fades.
+        lattice: that carries the flow, over all of the reference.
         images: arrays (z, y, x) in [0, 1] of the measured images, each on its own grid of `grids`.
         alignments: (T, 4, 4), reference point -> point of each image.
     """
@@ -64,8 +67,12 @@ class NeighbourFlow:
         images: Sequence[np.ndarray],
         grids: Sequence[Grid],
         alignments: np.ndarray,
+        grid: Grid,
     ) -> None:
+        """`grid`: the reference's."""
         self.net, self.settings = net, settings
+        self._covered = settings.levels[-1].lattice(net.grid)
+        self.lattice = around(self._covered, grid)
         self.images, self.grids, self.alignments = list(images), list(grids), alignments
         self._splines: dict[int, np.ndarray] = {}
         self._gap = -1
@@ -94,6 +101,7 @@ class NeighbourFlow:
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a file; images as 16-bit integers (1/65535 of the window)."""
         return {
+            "region": self.net.grid.to_dict(),
             "settings": asdict(self.settings),
             "weights": self.net.state_dict(),
             "images": [torch.from_numpy(_to_int16(image)) for image in self.images],
@@ -105,11 +113,12 @@ class NeighbourFlow:
     def from_dict(saved: dict[str, Any], grid: Grid, basis: Gaps) -> NeighbourFlow:
         """The flow that `to_dict` described, over a reference grid; on the CPU."""
         settings = def_net_settings_of(saved["settings"])
-        net = def_net_of(grid, basis, settings)
+        region = Grid.from_dict(saved["region"]) if "region" in saved else grid
+        net = def_net_of(region, basis, settings)
         net.load_weights(saved["weights"])
         images = [_from_int16(image.numpy()) for image in saved["images"]]
         grids = [Grid.from_dict(values) for values in saved["grids"]]
-        return NeighbourFlow(net.eval(), settings, images, grids, saved["alignments"].numpy())
+        return NeighbourFlow(net.eval(), settings, images, grids, saved["alignments"].numpy(), grid)
 
     def _way(self, gap: int, w: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What is travelled after a part w of a gap, and in all of it: velocities for `exponential`."""
@@ -134,19 +143,18 @@ class NeighbourFlow:
         return start, v, end
 
     def _velocity(self, t: float) -> torch.Tensor:
-        """(1, 3, z, y, x), cube units, on the lattice of the last level."""
-        shape = self.settings.levels[-1].lattice(self.net.grid).shape
+        """(1, 3, z, y, x) on `lattice`, in units of its cube."""
         with torch.no_grad():
-            velocity_mm = self.net.lattice_velocity(shape, [t]).cpu()
-        return velocity_mm / torch.tensor(self.net.grid.half_extent_mm).to(velocity_mm)[:, None, None, None]
+            velocity_mm = self.net.lattice_velocity(self._covered.shape, [t]).cpu()
+        velocity_mm = faded(velocity_mm, self._covered, self.lattice)
+        return velocity_mm / torch.tensor(self.lattice.half_extent_mm).to(velocity_mm)[:, None, None, None]
 
     def _carried(self, aligned_mm: np.ndarray, velocity: torch.Tensor) -> np.ndarray:
         """exp(v) of world points (..., 3)."""
-        grid = self.net.grid
-        points = torch.from_numpy(np.ascontiguousarray(grid.world_to_cube(aligned_mm)))
+        points = torch.from_numpy(np.ascontiguousarray(self.lattice.world_to_cube(aligned_mm)))
         field = exponential(velocity, self.settings.squarings)
         moved = sample(field, points.reshape(1, -1, 3).to(field))[0].T.reshape(points.shape).double()
-        return grid.cube_to_world((points + moved).numpy())
+        return self.lattice.cube_to_world((points + moved).numpy())
 
     def _image(self, index: int, aligned_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A measured image at points of the pre-aligned frame, and whether it covers them.
@@ -171,6 +179,7 @@ def fit_flow(
     series: Series,
     alignments: np.ndarray,
     *,
+    region: Grid | None = None,
     settings: DefNetSettings = FLOW,
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -185,6 +194,7 @@ def fit_flow(
     Args:
         series: two or more images.
         alignments: (T, 4, 4), reference point -> point of each image (`STNeRP.alignments`).
+        region: the part of the reference where the flow is learnt (`stnerp.region`); None: all of it.
         settings: of the network and its fit; `form` must be "factorised".
         fit: keeps how far it has come.
 
@@ -195,12 +205,13 @@ def fit_flow(
     torch.manual_seed(seed)
     draw = np.random.default_rng(torch.initial_seed())
     basis = Gaps(series.times, series.reference_time, series.period)
-    net = def_net_of(series.grid, basis, settings).to(where)
+    region = series.grid if region is None else region
+    net = def_net_of(region, basis, settings).to(where)
     optimiser = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
     steps = sum(level.iterations for level in settings.levels)
     schedule = cosine(optimiser, steps)
     middles = [basis.middle(gap) for gap in range(basis.size)]
-    half_extent_mm = torch.tensor(series.grid.half_extent_mm, dtype=torch.float32, device=where)
+    half_extent_mm = torch.tensor(region.half_extent_mm, dtype=torch.float32, device=where)
     state = State(
         {"net": net, "adam": optimiser, "schedule": schedule}, [], draw, check=lambda: require_finite(net, "flow")
     )
@@ -212,10 +223,10 @@ def fit_flow(
             if state.step >= until:
                 continue  # done before the fit was interrupted
             moving, reached = zip(
-                *[_moving(series, i, alignments, level, settings, where) for i in range(len(series))], strict=True
+                *[_moving(series, i, alignments, region, level, where) for i in range(len(series))], strict=True
             )
-            voxels, lattice = level.voxels(series.grid), level.lattice(series.grid)
-            sigma, velocity_at = level.smoothing(series.grid, settings.smoothing), net.on_lattice(lattice.shape)
+            voxels, lattice = level.voxels(region), level.lattice(region)
+            sigma, velocity_at = level.smoothing(region, settings.smoothing), net.on_lattice(lattice.shape)
             for step in fit.steps(until):
                 (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
                 optimiser.zero_grad(set_to_none=True)
@@ -257,7 +268,8 @@ def fit_flow(
                     bar.set_postfix(loss=f"{float(value):.4f}")
     # As a file keeps them, so that the model answers the same before and after.
     images = [_from_int16(_to_int16(normalised(image, series.window))) for image in series.images]
-    return NeighbourFlow(net.eval(), settings, images, [Grid.of(image) for image in series.images], alignments)
+    grids = [Grid.of(image) for image in series.images]
+    return NeighbourFlow(net.eval(), settings, images, grids, alignments, series.grid)
 
 
 def density(hu: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
@@ -276,15 +288,15 @@ def _moving(
     series: Series,
     index: int,
     alignments: np.ndarray,
+    grid: Grid,
     level: Level,
-    settings: DefNetSettings,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """An image of the series on the pre-aligned reference, at twice the level's resolution, (1, 1, z, y, x).
+    """An image of the series on a grid of the pre-aligned frame, at twice the level's resolution, (1, 1, z, y, x).
 
     And which of the level's voxels it reaches; None: all.
     """
-    image, grid = series.images[index], series.grid
+    image = series.images[index]
     values, covered = on_grid(
         normalised(image, series.window),
         Grid.of(image),

@@ -136,7 +136,7 @@ def fit_deformation(
             history = _optimise(net, ref_net, series, alignments, pace, guides, progress, fit)
         flow = None
         if appearance == "blend":
-            flow = fit_flow(series, alignments, device=where, seed=seed, progress=progress, fit=fit)
+            flow = fit_flow(series, alignments, region=region, device=where, seed=seed, progress=progress, fit=fit)
     return STNeRP(
         def_net=net.eval(),
         ref_net=ref_net,

@@ -64,7 +64,7 @@ class Steady(torch.nn.Module):
 def steady(times: tuple[float, ...], velocities_mm: list[float], period: float | None = None) -> NeighbourFlow:
     net = Steady(Gaps(times, times[0], period), velocities_mm)
     images = [normalised(blob(t), load_series([blob(0), blob(1)], window=(0, 100)).window) for t in times]
-    return NeighbourFlow(net, SMALL, images, [GRID] * len(times), np.stack([np.eye(4)] * len(times)))  # type: ignore[arg-type]
+    return NeighbourFlow(net, SMALL, images, [GRID] * len(times), np.stack([np.eye(4)] * len(times)), GRID)  # type: ignore[arg-type]
 
 
 def test_gaps_tell_which_neighbours_are_around() -> None:
@@ -124,7 +124,7 @@ def test_where_one_neighbour_ends_the_other_is_shown(flow: NeighbourFlow) -> Non
     half = Grid((16, 28, 24), GRID.spacing_mm, GRID.origin_mm)
     images = [flow.images[0], flow.images[1][:, :, :16]]
     still = steady((0.0, 1.0), [0.0])
-    partly = NeighbourFlow(still.net, SMALL, images, [GRID, half], np.stack([np.eye(4)] * 2))
+    partly = NeighbourFlow(still.net, SMALL, images, [GRID, half], np.stack([np.eye(4)] * 2), GRID)
     read, covered = partly.read(GRID.points_world(), 0.5)
     np.testing.assert_allclose(read[:, :, 17:], images[0][:, :, 17:], atol=1e-5)
     np.testing.assert_allclose(read[:, :, :15], (images[0] + flow.images[1])[:, :, :15] / 2, atol=2e-2)
@@ -159,10 +159,30 @@ def test_alignments_lead_to_each_image(series: Series) -> None:
     away[:3, 3] = (30, -20, 10)
     net = def_net_of(GRID, Gaps((0.0, 1.0), 0.0), SMALL)
     arrays = [normalised(image, series.window) for image in series.images[:2]]
-    flow = NeighbourFlow(net, SMALL, arrays, [GRID, Grid.of(shifted)], np.stack([np.eye(4), away]))
+    flow = NeighbourFlow(net, SMALL, arrays, [GRID, Grid.of(shifted)], np.stack([np.eye(4), away]), GRID)
     read, covered = flow.read(GRID.points_world(), 1.0)
     np.testing.assert_allclose(read, arrays[1], atol=1e-5)
     assert covered.all()
+
+
+def test_a_flow_of_a_region_is_found_there_and_fades_around(series: Series, tmp_path: Path) -> None:
+    """Of the region's half of the image the flow is that of an image of that half alone."""
+    region = GRID.part((0, 0, 4), (31, 13, 23))
+    at_rest = np.stack([np.eye(4)] * 3)
+    found = fit_flow(series, at_rest, region=region, settings=SMALL, progress=False)
+    halves = load_series([image[:, :14, 4:] for image in series.images], times=[0, 1, 3], window=(0, 100))
+    alone = fit_flow(halves, at_rest, settings=SMALL, progress=False)
+    covered = region.within(GRID)
+    aligned_mm = GRID.points_world()
+    travelled = [f._way(0, 0.5)[0] for f in (found, alone)]
+    moved = [f._carried(aligned_mm, v) - aligned_mm for f, v in zip((found, alone), travelled, strict=True)]
+    assert np.abs(moved[1][covered]).max() > 0.5 * SPEED_MM
+    np.testing.assert_allclose(moved[0][covered], moved[1][covered], atol=0.1)  # images end there
+    assert np.abs(moved[0][:, -1]).max() < 0.8 * np.abs(moved[1][:, -1]).max()  # 35 of 60 mm beyond
+
+    loaded = NeighbourFlow.from_dict(found.to_dict(), GRID, found.net.time_basis)  # type: ignore[arg-type]
+    for got, kept in zip(loaded.read(aligned_mm, 0.5), found.read(aligned_mm, 0.5), strict=True):
+        assert np.array_equal(got, kept)
 
 
 def test_density_keeps_the_mass_of_the_lung() -> None:
