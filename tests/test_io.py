@@ -315,6 +315,24 @@ def test_a_nifti_with_voxels_of_two_sizes(tmp_path, qform_code, sform_code):
             as_image(given)
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1), ("meter", 1e-3)])
+def test_a_nifti_in_two_places_is_told_of(tmp_path, caplog, unit, scale):
+    """ITK takes one form or the other by their codes; nibabel's tools always the sform."""
+    path = tmp_path / "a.nii"
+    for form, codes in (("same", (1, 2)), ("shifted", (0, 2)), ("shifted", (1, 0))):
+        write_forms(path, SFORMS[form], codes, unit, scale)
+        as_image(path)
+    write_forms(path, forms((10, 20, 30), (1, 2, 3), (5, 6, 7.4)), (1, 2), unit, scale)  # less than half a voxel
+    as_image(path)
+    assert not caplog.records
+    for codes in ((1, 2), (2, 1)):
+        caplog.clear()
+        write_forms(path, SFORMS["shifted"], codes, unit, scale)
+        first_ras = np.array([-1, -1, 1]) * as_image(path).GetOrigin()
+        taken = "qform" if first_ras[2] == pytest.approx(7, abs=1e-4) else "sform"
+        assert f"{path}: its sform and its qform lie up to 1 mm apart; the {taken} is taken" in caplog.text
+
+
 @pytest.mark.parametrize("spacing", [(0.0007, 0.0007, 0.001), (700, 700, 3000)])
 def test_voxels_in_memory_have_sizes_in_mm_too(spacing):
     array = np.zeros((5, 6, 7), np.int16)

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from stnerp.atomic import replacing
 from stnerp.errors import InputError, MissingFileError
-from stnerp.geometry import Grid
+from stnerp.geometry import Grid, apply_affine
 from stnerp.io.dicom import (
     memory_bytes,
     read_dicom_folder,
@@ -303,7 +303,7 @@ def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
         _check_deflated(path)
     if str(path).lower().endswith(_NIFTI_SUFFIXES):
         _check_complete(path)
-        _check_sform(_nibabel_image(path).header, reader, str(path))
+        _check_place(_nibabel_image(path).header, reader, str(path))
     try:
         image = _nifti_voxels(reader, path) if _is_misread(reader, path) else reader.Execute()
     except (RuntimeError, OSError, EOFError, zlib.error) as error:
@@ -458,8 +458,11 @@ def _check_geometry(
         )
 
 
-def _check_sform(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
-    """Refuse voxels of two sizes: ITK takes the axes of the sform, and the size from elsewhere (pixdim)."""
+def _check_place(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
+    """Refuse voxels of two sizes: ITK takes the axes of the sform, and the size from elsewhere (pixdim).
+
+    And warn where sform and qform put the image in two places: other tools may take the other one.
+    """
     if "sform_code" not in header or not header["sform_code"]:
         return
     dimension = len(reader.GetSize())
@@ -471,6 +474,25 @@ def _check_sform(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
         same_sizes = np.allclose(sizes, stated, rtol=_SIZE_TOLERANCE, atol=0)
     if same_axes and not same_sizes:
         raise InputError(f"{name}: its sform and its pixdim speak of voxels of two sizes; correct the header")
+    if not header["qform_code"]:
+        return
+    indices = Grid(reader.GetSize()[:3], (1.0, 1.0, 1.0)).corners_world()
+    forms = {"sform": header.get_sform(), "qform": header.get_qform()}
+    with np.errstate(all="ignore"):
+        to_mm = reader.GetSpacing()[0] / stated[0]  # from the header's unit
+        places = {form: to_mm * apply_affine(affine, indices) for form, affine in forms.items()}
+        apart_mm = float(np.linalg.norm(places["sform"] - places["qform"], axis=1).max())
+    if apart_mm > 0.5 * min(reader.GetSpacing()[:3]):
+        first_ras = np.array([-1.0, -1.0, 1.0]) * reader.GetOrigin()[:3]
+        taken, other = sorted(places, key=lambda form: float(np.abs(places[form][0] - first_ras).sum()))
+        logger.warning(
+            "%s: its sform and its qform lie up to %.3g mm apart; the %s is taken, tools that take the %s see it "
+            "elsewhere",
+            name,
+            apart_mm,
+            taken,
+            other,
+        )
 
 
 def _check_complete(path: str | os.PathLike[str]) -> None:
@@ -583,7 +605,7 @@ def _grid_of_nifti(image: Any, size: tuple[int, int, int]) -> Grid:
                 "image: the nibabel image's affine is sheared, or has an axis of no length; resample it onto a "
                 "right-angled grid"
             ) from None
-    _check_sform(header, reader, "image")
+    _check_place(header, reader, "image")
     return Grid(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
