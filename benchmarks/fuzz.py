@@ -64,7 +64,7 @@ from stnerp.io.four_d_lung import breathing_series, index_4d_lung
 from stnerp.io.image import as_images
 from stnerp.io.landmarks import read_landmarks, write_landmarks
 from stnerp.io.manifest import read_manifest
-from stnerp.io.nifti_4d import nifti_times, write_nifti_4d
+from stnerp.io.nifti_4d import write_nifti_4d
 from stnerp.io.rtstruct import read_rtstruct, roi_mask, rtstruct_contents, write_rtstruct
 from stnerp.presets import DefNetSettings, RefNetSettings, with_changes
 from stnerp.report import markdown_table
@@ -284,7 +284,7 @@ def _read_4d(folder: Path, name: str) -> object:
     path = folder / name
     if path.suffix == ".json":
         path = path.with_suffix(".nii")
-    return load_series(str(path), None if path.suffix == ".mha" else nifti_times(path))
+    return load_series(str(path))
 
 
 def _write_dicom(folder: Path) -> None:

@@ -170,8 +170,8 @@ def carried_masks(
     solids = [Solid.of(roi.contours, roi.thickness_mm) for roi in rois]
 
     def of_solids(t: float, plane: Grid) -> list[np.ndarray]:
-        reference_mm = model.map_points(plane.points_world().reshape(-1, 3), t)
-        return [solid.distance_mm(reference_mm).reshape(plane.shape)[0] > 0 for solid in solids]
+        reference_mm = model.map_points(plane.points_world(), t)
+        return [solid.distance_mm(reference_mm)[0] > 0 for solid in solids]
 
     middle_mm = np.concatenate([points for roi in rois for points in roi.contours]).mean(0)
     return of_solids, middle_mm, tuple(roi.color or COLOURS[i % len(COLOURS)] for i, roi in enumerate(rois))

@@ -169,11 +169,10 @@ def pairwise(
         weights = {i: weight for i, weight in around(patient, known, index).items() if i in pairs}
 
         def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
-            flat = points_mm.reshape(-1, 3)
-            moved = flat.copy()
+            moved = points_mm.copy()
             for i, weight in weights.items():
-                moved += weight * (pairs[i].map_points(flat) - flat)
-            return moved.reshape(points_mm.shape)
+                moved += weight * (pairs[i].map_points(points_mm) - points_mm)
+            return moved
 
         reference_at = next((found.reference_at for found in pairs.values()), None)
         return replace(registration_of(grid, target_to_reference), reference_at=reference_at)

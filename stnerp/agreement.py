@@ -153,7 +153,7 @@ def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray |
     reference = smooth_reference(model) if reference is None else reference
     grid = working_grid(Grid.of(scan))
     points_mm = grid.points_world()
-    moved_mm = model.map_points(points_mm.reshape(-1, 3), t).reshape(points_mm.shape)
+    moved_mm = model.map_points(points_mm, t)
     still_mm = apply_affine(np.linalg.inv(affine_at(model.alignments, model.times, t, model.period)), points_mm)
 
     fixed = windows_of(scan, model.window, grid)

@@ -336,6 +336,20 @@ def homogeneous(matrix: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.n
     return whole
 
 
+def world_points(points_mm: np.ndarray) -> np.ndarray:
+    """Points (..., 3), LPS mm, as a user gave them, float64.
+
+    Raises:
+        InputError: another shape, or coordinates that aren't finite.
+    """
+    points = np.asarray(points_mm, dtype=float)
+    if points.ndim == 0 or points.shape[-1] != 3:
+        raise InputError(f"points: expected shape (..., 3), x y z in LPS mm, got {points.shape}")
+    if not np.isfinite(points).all():
+        raise InputError("points: some coordinates are not finite; remove them")
+    return points
+
+
 def apply_affine(matrix: np.ndarray, points: Points) -> Points:
     """Points (..., 3) through a homogeneous 4 x 4 matrix."""
     return points @ _like(matrix[:3, :3], points).T + _like(matrix[:3, 3], points)

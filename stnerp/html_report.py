@@ -356,10 +356,7 @@ def _cropped(mask: sitk.Image, structures: Sequence[Structure]) -> tuple[np.ndar
         numbers[inside] = number
     axes = [np.flatnonzero(numbers.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     part = np.pad(numbers[tuple(slice(found[0], found[-1] + 1) for found in axes)], 1)
-    first = np.array([float(found[0]) - 1 for found in axes])[::-1]
-    ox, oy, oz = grid.index_to_world(first).tolist()
-    nz, ny, nx = part.shape
-    return part, Grid((nx, ny, nz), grid.spacing_mm, (ox, oy, oz), grid.direction)
+    return part, grid.part([found[0] - 1 for found in reversed(axes)], [found[-1] + 1 for found in reversed(axes)])
 
 
 def _drawn(structure: Structure) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ from stnerp.checkpoint import content_of, write_checkpoint
 from stnerp.def_net import DefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, affine_points, apply_affine, slab_slices
+from stnerp.geometry import Grid, affine_points, apply_affine, slab_slices, world_points
 from stnerp.labels import Interpolation, carried_labels
 from stnerp.monitor import Row, monitor
 from stnerp.presets import DefNetSettings, def_net_settings_of
@@ -145,23 +145,23 @@ class STNeRP:
         return grid.image(self._displacement_array(t, grid))
 
     def map_points(self, points_mm: np.ndarray, t: float, inverse: bool = False) -> np.ndarray:
-        """Points (N, 3) in LPS mm from the image at time t to the reference; `inverse`: from the reference to t.
+        """Points (..., 3) in LPS mm from the image at time t to the reference; `inverse`: from the reference to t.
 
         The inverse starts at exp(−v) and is polished until φ_t of it returns to the point.
         """
-        points, t = _points(points_mm), _time(t)
+        points, t = world_points(points_mm), _time(t)
         if not inverse:
             moved = self._to_reference_cube(points, t)
             return self.grid.cube_to_world(moved.double().numpy())
         wanted = torch.as_tensor(self.grid.world_to_cube(points), dtype=torch.float64)
         aligned = wanted + self._read(t, wanted, inverse=True)
         miss = aligned + self._read(t, aligned) - wanted
-        step = torch.ones(len(wanted), 1, dtype=torch.float64)
+        step = torch.ones(*wanted.shape[:-1], 1, dtype=torch.float64)
         half_extent_mm = torch.from_numpy(self.grid.half_extent_mm)  # cube units differ in length
         for _ in range(INVERSE_STEPS):
             tried = aligned - step * miss
             tried_miss = tried + self._read(t, tried) - wanted
-            miss_mm, tried_mm = ((m * half_extent_mm).norm(dim=1, keepdim=True) for m in (miss, tried_miss))
+            miss_mm, tried_mm = ((m * half_extent_mm).norm(dim=-1, keepdim=True) for m in (miss, tried_miss))
             better = tried_mm < miss_mm
             aligned, miss = torch.where(better, tried, aligned), torch.where(better, tried_miss, miss)
             step = torch.where(better, step, step / 2)
@@ -388,12 +388,3 @@ def _time(t: float) -> float:
     if not np.isfinite(value):
         raise InputError(f"t: {t!r} is not a time; give a number in the unit of the series' times")
     return value
-
-
-def _points(points_mm: np.ndarray) -> np.ndarray:
-    points = np.asarray(points_mm, dtype=float)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"points: expected shape (N, 3), x y z in LPS mm, got {points.shape}")
-    if not np.isfinite(points).all():
-        raise InputError("points: some coordinates are not finite; remove them")
-    return points

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ MOST_POINTS = 100_000  # of a label that are followed: for an integral over a lu
 
 
 class Moving(Protocol):
-    """What can be monitored: `map_points` takes points (N, 3) in LPS mm from time t to the reference, or back."""
+    """What can be monitored: `map_points` takes points (..., 3), LPS mm, from time t to the reference, or back."""
 
     @property
     def grid(self) -> Grid: ...
@@ -94,7 +95,7 @@ def monitor(
     rows = []
     for t in wanted:
         grid = around(moving.map_points(surface_mm, t, inverse=True), Grid.of(roi))
-        carried = carried_labels(roi, grid, _to_reference(moving, t))
+        carried = carried_labels(roi, grid, partial(moving.map_points, t=t))
         i = None if series is None else index_at(series.times, t, series.period)
         scan = None if series is None or i is None else series.images[i]
         is_measured = index_at(measured, t, period) is not None
@@ -157,9 +158,7 @@ def around(points_mm: np.ndarray, grid: Grid) -> Grid:
     margin = MARGIN_MM / np.asarray(grid.spacing_mm)
     start = np.floor(index.min(0) - margin).astype(int)
     end = np.ceil(index.max(0) + margin).astype(int)
-    x, y, z = (int(n) for n in end - start + 1)
-    ox, oy, oz = (float(value) for value in grid.index_to_world(start.astype(float)))
-    return Grid((x, y, z), grid.spacing_mm, (ox, oy, oz), grid.direction)
+    return grid.part(start, end)
 
 
 class _Region:
@@ -209,11 +208,6 @@ class _Region:
 
 def _by_axis(name: str, vector_mm: np.ndarray) -> Row:
     return {f"{name}_{axis}_mm": float(value) for axis, value in zip("xyz", vector_mm, strict=True)}
-
-
-def _to_reference(moving: Moving, t: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Points (..., 3) of time t to the reference."""
-    return lambda points_mm: moving.map_points(points_mm.reshape(-1, 3), t).reshape(points_mm.shape)
 
 
 def _mean_inside(scan: sitk.Image, points_mm: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -101,6 +101,8 @@ class Limits:
                 raise InputError(f"limits: {name} {value!r} must be two numbers, least and greatest")
             if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
                 raise InputError(f"limits: {name} {value!r} must be a number, not negative")
+            if numbers[0] > numbers[-1]:
+                raise InputError(f"limits: {name} {value!r} must be two numbers, least and greatest")
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def refits(
 
 
 def uncertainty_at(model: STNeRP, fits: Sequence[STNeRP], points_mm: np.ndarray, t: float) -> np.ndarray:
-    """√ mean |φₖ(p) − φ(p)|² over refits φₖ, at points (N, 3) of time t, (N,) in mm.
+    """√ mean |φₖ(p) − φ(p)|² over refits φₖ, at points (..., 3) of time t, (...,) in mm.
 
     The distance is from the model, not from the refits' mean: a model that stopped too early is off by itself. At
     a time that the model was fitted to, refits that didn't see its scan are left out; NaN if all are.
@@ -177,7 +179,7 @@ def uncertainty_at(model: STNeRP, fits: Sequence[STNeRP], points_mm: np.ndarray,
     elsewhere = index_at(model.times, t, model.period) is None
     used = [fit for fit in fits if elsewhere or index_at(fit.times, t, fit.period) is not None]
     if not used:
-        return np.full(len(points_mm), np.nan)
+        return np.full(points_mm.shape[:-1], np.nan)
     here_mm = model.map_points(points_mm, t)
     squared = [((fit.map_points(points_mm, t) - here_mm) ** 2).sum(-1) for fit in used]
     return np.sqrt(np.mean(squared, axis=0))
@@ -188,7 +190,7 @@ def uncertainty_mm(model: STNeRP, fits: Sequence[STNeRP], t: float, grid: Grid |
     grid = grid or model.grid
     values = np.empty(grid.shape, np.float32)
     for part, points_mm in slabs(grid):
-        values[part] = uncertainty_at(model, fits, points_mm.reshape(-1, 3), t).reshape(points_mm.shape[:3])
+        values[part] = uncertainty_at(model, fits, points_mm, t)
     return grid.image(values)
 
 

@@ -229,7 +229,7 @@ def displacement_on(lattice: Grid, given: PairRegistration | sitk.Image, alignme
     if not isinstance(given, PairRegistration):
         given = PairRegistration(sitk.Cast(given, sitk.sitkVectorFloat64))
     points_mm = lattice.points_world()
-    moved_mm = given.map_points(apply_affine(alignment, points_mm).reshape(-1, 3)).reshape(points_mm.shape)
+    moved_mm = given.map_points(apply_affine(alignment, points_mm))
     axis_mm = lattice.vectors_from_world(moved_mm - points_mm)
     return torch.from_numpy(axis_mm).movedim(-1, 0)[None]
 

@@ -19,7 +19,6 @@ from stnerp import InputError, STNeRP, fit_deformation, load_series
 from stnerp.film import COLOURS
 from stnerp.geometry import Grid
 from stnerp.io.dicom import dicom_series, write_dicom_series
-from stnerp.io.nifti_4d import nifti_times
 from stnerp.io.rtstruct import Roi, read_rtstruct, write_rtstruct, write_structures
 from stnerp.phantom import LABELS, Phantom
 from stnerp.window import Window
@@ -95,8 +94,8 @@ def test_times_grid_and_a_structure_set(fitted: Path, tmp_path: Path) -> None:
     run(f"out={tmp_path}", "times=[0,1,5]", "grid=30", "dtype=float32", f"roi={fitted / 'heart.dcm'}", "pixels=60",
         "plane=sagittal", "through_mm=[20,0,0]", "window=lung")  # fmt: skip
     model, path = STNeRP.load(tmp_path / "model.pt"), tmp_path / "series" / "series.nii.gz"
-    assert nifti_times(path) == [0, 1, 5]
-    series = load_series(path, times=nifti_times(path))
+    series = load_series(path)
+    assert series.times == (0, 1, 5)
     for t, image in zip(series.times, series.images, strict=True):
         np.testing.assert_array_equal(array(image), array(model.image(t, model.grid.with_spacing(30.0))))
     frames = film(tmp_path / "series" / "film.gif")

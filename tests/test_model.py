@@ -581,7 +581,7 @@ def test_no_time(oblique_grid: Grid, t: float, aligned: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "points", [[1.0, 2.0, 3.0], [[1.0, 2.0]], [[1.0, 2.0, float("nan")]], np.zeros((2, 2, 3))]
+    "points", [5.0, [1.0, 2.0], [[1.0, 2.0]], [[1.0, 2.0, float("nan")]], np.zeros((2, 3, 2))]
 )
 def test_no_points(oblique_grid: Grid, points: object) -> None:
     with pytest.raises(InputError, match="points"):
@@ -591,6 +591,14 @@ def test_no_points(oblique_grid: Grid, points: object) -> None:
 def test_no_points_at_all_is_no_error(oblique_grid: Grid) -> None:
     for inverse in (False, True):
         assert make(Uniform(oblique_grid)).map_points(np.zeros((0, 3)), 1.0, inverse).shape == (0, 3)
+
+
+def test_points_come_in_any_array_whose_last_axis_is_xyz(oblique_grid: Grid) -> None:
+    model, points = make(Uniform(oblique_grid)), oblique_grid.points_world()[1:3, 2:5, 1:6]
+    for inverse in (False, True):
+        moved = model.map_points(points, 1.0, inverse)
+        assert np.array_equal(moved.reshape(-1, 3), model.map_points(points.reshape(-1, 3), 1.0, inverse))
+        np.testing.assert_allclose(moved[0, 0, 0], model.map_points(points[0, 0, 0], 1.0, inverse), atol=1e-12)
 
 
 def test_one_reference_and_no_more(oblique_grid: Grid) -> None:

@@ -12,8 +12,8 @@ import SimpleITK as sitk
 
 from stnerp import InputError, MissingFileError, load_series
 from stnerp.geometry import Grid
-from stnerp.io.image import read_images
-from stnerp.io.nifti_4d import nifti_times, write_nifti_4d
+from stnerp.io.image import read_images, times_beside
+from stnerp.io.nifti_4d import write_nifti_4d
 
 TIMES = (0.0, 0.35, 0.7)
 
@@ -92,7 +92,7 @@ def test_even_times_are_in_the_header(times: list[float], tmp_path: Path) -> Non
     # The header's step is float32: within a millionth of the whole.
     np.testing.assert_allclose(series.times, times, atol=1e-6 * (times[-1] - times[0]))
     assert series.time_unit is None
-    assert nifti_times(tmp_path / "a.nii.gz") is None
+    assert times_beside(tmp_path / "a.nii.gz") is None
 
 
 @pytest.mark.parametrize("times", [[0, 12, 30], [1.7e9 + 1, 1.7e9 + 2, 1.7e9 + 3]])
@@ -102,15 +102,14 @@ def test_other_times_stand_beside_it(times: list[float], tmp_path: Path) -> None
     images = volumes(Grid((5, 6, 4), (1, 2, 3)))
     write_nifti_4d(images, times, path)
     assert nibabel.load(path).header["pixdim"][4] == 0
-    assert nifti_times(path) == times
-    assert load_series(path, times=nifti_times(path)).times == tuple(times)
+    assert load_series(path).times == tuple(times)
     # They go with the file that they belong to.
     with pytest.raises(InputError, match="already exists"):
         write_nifti_4d(images, TIMES, path)
-    assert nifti_times(path) == times
+    assert load_series(path).times == tuple(times)
     write_nifti_4d(images, TIMES, path, overwrite=True)
     assert not (tmp_path / "a.json").exists()
-    assert load_series(path, times=nifti_times(path)).times == TIMES
+    assert load_series(path).times == TIMES
 
 
 @pytest.mark.parametrize("name", ["v.nii", "V.NII.GZ"])
@@ -197,9 +196,3 @@ def test_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="folder does not exist"):
         write_nifti_4d(images, TIMES, tmp_path / "no" / "a.nii")
     assert list(tmp_path.iterdir()) == []  # nothing half written either
-    with pytest.raises(MissingFileError, match="no such file"):
-        nifti_times(tmp_path / "a.nii")
-    write_nifti_4d(images, (0, 1, 5), tmp_path / "a.nii")
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(InputError, match=r"a\.json: holds no list of times"):
-        nifti_times(tmp_path / "a.nii")

@@ -173,6 +173,8 @@ def test_limits_are_numbers() -> None:
         Limits(uncertainty_mm="two")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="jacobian"):
         Limits(jacobian=(0.1,))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="least and greatest"):
+        Limits(jacobian=(5.0, 0.2))
 
 
 def test_a_series_of_another_reference_is_refused() -> None:

@@ -315,7 +315,7 @@ def registered(cascade: Cascade, scans: Scans, target: sitk.Image) -> PairRegist
     found = PairRegistration(grid.image(np.ascontiguousarray(grid.vectors_to_world(along_axes_mm))))
 
     def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
-        aligned_mm = found.map_points(points_mm.reshape(-1, 3)).reshape(points_mm.shape)
+        aligned_mm = found.map_points(points_mm)
         return apply_affine(scans.to_image[1], aligned_mm)
 
     return registration_of(Grid.of(target), target_to_reference)

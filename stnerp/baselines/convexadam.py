@@ -92,8 +92,7 @@ def convexadam(
     inner = PairRegistration(work.image(np.ascontiguousarray(work.vectors_to_world(axis_mm))))
 
     def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
-        moved = inner.map_points(points_mm.reshape(-1, 3)).reshape(points_mm.shape)
-        return apply_affine(target_to_linear, moved)
+        return apply_affine(target_to_linear, inner.map_points(points_mm))
 
     return registration_of(grid, target_to_reference)
 

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.errors import InputError, MissingDependencyError
-from stnerp.geometry import Grid, slabs
+from stnerp.geometry import Grid, slabs, world_points
 from stnerp.labels import carried_labels
 from stnerp.preprocess import normalised
 from stnerp.warp import sample
@@ -56,17 +56,14 @@ class PairRegistration:
             )
 
     def map_points(self, points_mm: np.ndarray) -> np.ndarray:
-        """φ of points of the target (N, 3), LPS mm, float64: points of the reference.
+        """φ of points of the target (..., 3), LPS mm, float64: points of the reference.
 
         Between voxels the displacement is linear; outside the target's field of view it is the border's.
 
         Raises:
-            InputError: not (N, 3).
+            InputError: another shape, or coordinates that aren't finite.
         """
-        points = np.asarray(points_mm, dtype=float)
-        if points.ndim != 2 or points.shape[1] != 3:
-            raise InputError(f"points: expected shape (N, 3), x y z in LPS mm, got {points.shape}")
-        return self._target_to_reference()(points)
+        return self._target_to_reference()(world_points(points_mm))
 
     def image(self, reference: sitk.Image) -> sitk.Image:
         """The target as the method draws it: `reference_at` at φ(p) if it has that, else the reference, warped."""

@@ -21,7 +21,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stnerp.atomic import replacing
-from stnerp.errors import InputError, MissingFileError
+from stnerp.errors import InputError
 from stnerp.geometry import Grid, homogeneous
 from stnerp.io.image import check_writable, sidecar, times_beside
 
@@ -77,30 +77,6 @@ def write_nifti_4d(
         beside.unlink(missing_ok=True)  # of the file that is replaced
         if not even:
             beside.write_text(json.dumps({"times": values, "time_unit": time_unit}), encoding="utf-8")
-
-
-def nifti_times(path: str | os.PathLike[str]) -> list[float] | None:
-    """The times of a 4D NIfTI file that stand beside it in a .json; None where its header knows them.
-
-    `stnerp.load_series(path)` reads them, and their unit, by itself.
-
-    Raises:
-        MissingFileError: no such NIfTI file.
-        InputError: another kind of file, or a .json without a list of times.
-    """
-    path = Path(path)
-    _suffix(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; check the path")
-    beside = sidecar(path)
-    if not beside.is_file():
-        return None
-    try:
-        return [float(t) for t in json.loads(beside.read_text(encoding="utf-8"))["times"]]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        raise InputError(
-            f"{beside}: holds no list of times; move it elsewhere, or write the series again"
-        ) from None
 
 
 def _suffix(path: Path) -> str:

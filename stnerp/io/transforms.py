@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -230,13 +231,9 @@ def write_transformix(
 
 
 def _map(model: STNeRP, t: float, inverse: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """`STNeRP.map_points` of points (..., 3)."""
+    """`STNeRP.map_points` at one time."""
     model.map_points(np.empty((0, 3)), t)  # refuses what is no time, before anything else does
-
-    def φ(points_mm: np.ndarray) -> np.ndarray:
-        return model.map_points(points_mm.reshape(-1, 3), t, inverse).reshape(points_mm.shape)
-
-    return φ
+    return partial(model.map_points, t=t, inverse=inverse)
 
 
 def _continued(grid: Grid, index: np.ndarray) -> Grid:
