@@ -18,6 +18,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 from cases import PLANS
+from labels import LABELS
 from methods import METHODS
 from plain_axes import plain_axes
 
@@ -25,25 +26,6 @@ from stnerp import InputError
 from stnerp.report import DPI, markdown_table, write_csv
 
 Row = dict[str, Any]
-
-LABELS = {
-    "no_motion": "no motion",
-    "known_motion": "known motion",
-    "nearest_phase": "nearest phase",
-    "linear_blend": "linear blend",
-    "stnerp_fast": "stnerp fast",
-    "stnerp_fast_prior": "stnerp fast, Ref-Net",
-    "stnerp_fast_blend": "stnerp fast, blended appearance",
-    "stnerp_paper": "stnerp paper",
-    "elastix_bspline": "elastix B-spline",
-    "ants_syn": "ANTs SyN",
-    "greedy": "greedy",
-    "convexadam": "ConvexAdam",
-    "dlir": "DLIR",
-    "anatomy_cnn": "CNN with anatomical constraints",
-    "idir": "IDIR",
-    "cycle_idir": "cycle-consistent IDIR",
-}
 
 EXPLAINED = """\
 *seen*: the images that every method registers to the reference; *unseen*: held out from all of them. A method

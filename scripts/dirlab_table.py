@@ -24,7 +24,7 @@ STAND_FOR = {
     "CNN with anatomical constraints": ("anatomy_cnn",),
     "IDIR": ("idir",),
     "Cycle-consistent INR": ("cycle_idir",),
-    "ST-NeRP": ("stnerp_fast", "stnerp_fast_prior", "stnerp_paper"),
+    "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),  # its prior is Ref-Net
 }
 
 EXPLAINED = """\

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import labels
 import SimpleITK as sitk
 
 from stnerp import Grid
@@ -85,6 +86,8 @@ METHODS: dict[str, PairMethod] = {
 #: All that a table of pairs may show; the known motion is asked of the data, not of two images.
 NAMES = ("no_motion", "known_motion", *(name for name in METHODS if name != "no_motion"))
 
+LABELS = {name: labels.LABELS[name] for name in NAMES}
+
 #: What the packages of peers are imported by.
 MODULES = {
     "ants_syn": "ants",
@@ -116,21 +119,3 @@ def timed(
     start = time.perf_counter()
     found = METHODS[method](reference, target, window=window, **settings)
     return found, time.perf_counter() - start
-
-
-LABELS = {
-    "no_motion": "no motion",
-    "known_motion": "known motion",
-    "stnerp_fast": "stnerp fast, w/o prior",
-    "stnerp_fast_prior": "stnerp fast",
-    "stnerp_paper": "stnerp paper",
-    "stnerp_paper_without_prior": "stnerp paper, w/o prior",
-    "ants_syn": "ANTs SyN",
-    "elastix_bspline": "elastix B-spline",
-    "greedy": "greedy",
-    "convexadam": "ConvexAdam",
-    "dlir": "DLIR",
-    "anatomy_cnn": "CNN with anatomical constraints",
-    "idir": "IDIR",
-    "cycle_idir": "cycle-consistent IDIR",
-}

@@ -184,8 +184,8 @@ def test_table_has_medians_over_the_seeds(tmp_path: Path, capsys: pytest.Capture
     assert median["seen_folded_voxels"] == 7  # the worst: it must not be hidden
     table.write_tables(tmp_path)
     text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
-    assert "| stnerp fast | 2.00 / – / – | 7 | 20.0 | 8 | 2 (+1) | 3 | 1 |" in text
-    assert "stnerp fast failed: no luck" in text
+    assert "| stnerp fast, w/o prior | 2.00 / – / – | 7 | 20.0 | 8 | 2 (+1) | 3 | 1 |" in text
+    assert "stnerp fast, w/o prior failed: no luck" in text
     capsys.readouterr()
 
 
