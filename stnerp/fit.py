@@ -38,7 +38,7 @@ from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
-from stnerp.series import Series
+from stnerp.series import Series, require_series
 from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
@@ -97,6 +97,7 @@ def fit_deformation(
             that doesn't fit, or a checkpoint of another fit, or more memory needed than there is.
         FitError: no overlap to align, or a loss or gradient that is not a number; the message names its term.
     """
+    require_series(series)
     chosen = with_changes(preset_of(preset).def_net, settings)
     if appearance not in ("reference", "blend"):
         raise InputError(f"appearance: unknown {appearance!r}; give reference or blend")

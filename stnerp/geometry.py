@@ -73,6 +73,10 @@ class Grid:
             raise InputError(f"image: expected 3 dimensions, got {image.GetDimension()}")
         return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
+    def __str__(self) -> str:
+        size, spacing = (" x ".join(f"{n:.4g}" for n in numbers) for numbers in (self.size, self.spacing_mm))
+        return f"{size} voxels of {spacing} mm"
+
     # -- shapes and lengths
 
     @property

@@ -82,6 +82,11 @@ class STNeRP:
         self.period = def_net.time_basis.period
         self._displacements: dict[tuple[float, bool], torch.Tensor] = {}
 
+    def __repr__(self) -> str:
+        times = ", ".join(f"{t:g}" for t in self.times)
+        prior = "without" if self.ref_net is None else "with"
+        return f"STNeRP(times {times}; reference {self.reference_time:g}: {self.grid}; {prior} Ref-Net)"
+
     # -- what users ask
 
     def image(

@@ -25,7 +25,7 @@ from stnerp.preprocess import normalised
 from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
 from stnerp.replay import Replay, recording
 from stnerp.resume import SECONDS, Part, Progress, State
-from stnerp.series import Series
+from stnerp.series import Series, require_series
 from stnerp.warp import sample
 from stnerp.watch import require_finite as require_finite
 from stnerp.window import Window
@@ -166,6 +166,7 @@ def fit_reference(
             there is.
         FitError: the loss is not a number.
     """
+    require_series(series)
     chosen = with_changes(preset_of(preset).ref_net, settings)
     where = device_of(device)
     require_memory(ref_net_bytes(series.grid, chosen), where, "Ref-Net")

@@ -71,6 +71,10 @@ class Series:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        times = ", ".join(f"{t:g}" for t in self.times)
+        return f"Series(times {times}; reference {self.reference}: {self.grid}; {self.window})"
+
     @property
     def grid(self) -> Grid:
         """The grid of the reference image."""
@@ -111,6 +115,12 @@ class Series:
             landmarks=tuple(self.landmarks[i] for i in kept),
             names=tuple(self.names[i] for i in kept),
         )
+
+
+def require_series(series: object) -> None:
+    """Raises InputError for anything else."""
+    if not isinstance(series, Series):
+        raise InputError(f"series: expected what load_series gives back, got {type(series).__name__}")
 
 
 def load_series(

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from test_io import rotation, write_dicom
 
+from stnerp import fit_deformation, fit_reference
 from stnerp.errors import InputError, MissingFileError, StnerpError
 from stnerp.geometry import Grid
 from stnerp.io.image import read_image, write_image
@@ -462,3 +463,17 @@ def test_mask_of_another_patient():
     chest = read_image(DATA / "chest_ct" / "ct.nii.gz")
     with pytest.raises(InputError, match=r"3DCT_lung_baseline_mask\.mha: .*another patient"):
         load_series([chest, chest + 1], masks=lung)
+
+
+def test_what_a_series_and_a_fit_print_says_what_they_are():
+    series = load_series([image(0), image(1)], times=[0, 30], window=(0, 100))
+    about = "times 0, 30; reference 0: 6 x 7 x 8 voxels of 1 x 2 x 3 mm"
+    assert repr(series).startswith(f"Series({about}; Window(")
+    model = fit_deformation(series, align="none", levels=[(4, 4, 1)], progress=False)
+    assert repr(model) == f"STNeRP({about}; without Ref-Net)"
+
+
+@pytest.mark.parametrize("fit", [fit_reference, fit_deformation])
+def test_something_else_in_place_of_a_series(fit):
+    with pytest.raises(InputError, match="expected what load_series gives back, got list"):
+        fit(["a.nii.gz"])

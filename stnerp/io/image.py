@@ -148,8 +148,13 @@ def to_labels(image: sitk.Image, name: str) -> sitk.Image:
     """The image with an integer type; `name` is for the message.
 
     Raises:
-        InputError: values that aren't whole numbers, or floating-point ones that don't fit into 32 bits.
+        InputError: no SimpleITK image, values that aren't whole numbers, or floating-point ones that don't fit into
+            32 bits.
     """
+    if not isinstance(image, sitk.Image):
+        raise InputError(
+            f"{name}: expected a SimpleITK image (stnerp.io.image.read_labels(path)), got {type(image).__name__}"
+        )
     if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         return image
     values = sitk.GetArrayViewFromImage(image)
