@@ -41,16 +41,29 @@ logger = logging.getLogger(__name__)
 
 # Images that are no scans: doses, portal images, segmentations, screenshots.
 _OTHER_MODALITIES = {"RTDOSE", "RTIMAGE", "SEG", "SR", "OT"}
-# What tells phases apart that share one series: temporal position, trigger time, acquisition number.
-_PHASE_TAGS = ("0020|0100", "0018|1060", "0020|0012")
+# What tells phases apart that share one series.
+_TRIGGER_TIME = "0018|1060"
+_PHASE_TAGS = {"0020|0100": "temporal position", _TRIGGER_TIME: "trigger time", "0020|0012": "acquisition number"}
+_PERCENTAGE = r"(\d+(?:\.\d+)?)\s*%"
+# "30% Ex", "In 30%": how deep, and on which way.
+_DIRECTION = re.compile(
+    rf"(?<![a-z])(ex|in)(?:p|sp|h[a-z]*)?[\s.,_]*{_PERCENTAGE}"
+    rf"|{_PERCENTAGE}[\s,_(]*(ex|in)(?:p|sp|h[a-z]*)?(?![a-z])",
+    re.IGNORECASE,
+)
 # What scanners write where a percentage is of the breath: "Gated, 30.0%", "30%A", "T30%", "4D 30%", "30% Ex".
 _BREATHING = re.compile(
-    r"(?<![a-z])(gat(ed|ing)|phase|resp|breath|4d|t[\s=]*\d+(\.\d+)?\s*%|(ex|in)(p|sp|h\w*)?[\s.,_]*\d+(\.\d+)?\s*%)"
-    r"|%[\s,_(]*(a|(ex|in)(p|sp|h[a-z]*)?)(?![a-z])",
+    rf"(?<![a-z])(gat(ed|ing)|phase|resp|breath|4d|t[\s=]*{_PERCENTAGE})|%[\s,_(]*a(?![a-z])|{_DIRECTION.pattern}",
     re.IGNORECASE,
 )
 # A percentage of the reconstruction: "ASIR 40%", "ASiR-V 30%", "SS50%".
-_RECONSTRUCTION = re.compile(r"(?<![a-z])(asir(-?v)?|ar|ss)[\s_:=-]*\d+(\.\d+)?\s*%", re.IGNORECASE)
+_RECONSTRUCTION = re.compile(rf"(?<![a-z])(asir(-?v)?|ar|ss)[\s_:=-]*{_PERCENTAGE}", re.IGNORECASE)
+# Of several phases: "AVG", "AveIP", "MIP", "MinIP", "max. int. proj.", "0-90%", "T0%-T90%".
+_SEVERAL_PHASES = re.compile(
+    r"(?<![a-z])(av(g|e|erage)(ip)?|mean|t?m(in|ax)?ip|(min|max)(imum)?[\s._-]*(ip|int|proj)\w*)(?![a-z])"
+    rf"|\d\s*%?\s*-\s*t?{_PERCENTAGE}",
+    re.IGNORECASE,
+)
 # Bare percentages are a breath's from so many on, in steps of that.
 _FEWEST_PHASES, _PHASE_STEP = 4, 5
 # How far a slice may lie from its place, in slice distances: coordinates are rounded, slices not absent.
@@ -60,12 +73,22 @@ _TAGS = (
     *("0008|0016", "0008|0018", "0008|0060", "0008|0070", "0008|1090", "0008|103e", "0010|0020"),
     *("0008|0020", "0008|0021", "0008|0022", "0008|0023", "0008|0030", "0008|0031", "0008|0032", "0008|0033"),
     *("0020|000d", "0020|000e", "0020|0011", "0020|0032", "0020|0037", "0020|0052", *_PHASE_TAGS),
-    *("0028|0030", "0028|0103", "0028|1052", "0028|1053"),
+    *("0028|0030", "0028|1052", "0028|1053"),
 )
-_FRAME_TAGS = [Tag("SharedFunctionalGroupsSequence"), Tag("PerFrameFunctionalGroupsSequence"), Tag("PixelSpacing")]
-_SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
+# What only files of several frames have, or of which only theirs is used.
+_FRAME_KEYWORDS = (
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "FrameIncrementPointer"),
+    *("GridFrameOffsetVector", "SpacingBetweenSlices", "SliceThickness"),
+)
+# Frames may follow one another in space, or else in time, angle or energy.
+_SLICE_POINTERS = {Tag("SliceVector"), Tag("SliceLocationVector"), Tag("GridFrameOffsetVector")}
+_SIZE_KEYWORDS = ("Columns", "Rows", "NumberOfFrames", "SamplesPerPixel")
+_STORED_KEYWORDS = ("BitsAllocated", "BitsStored", "PixelRepresentation")
 _NUMBERS = {tag: int(tag.replace("|", ""), 16) for tag in _TAGS}
-_READ = [*_NUMBERS.values(), *(int(Tag(keyword)) for keyword in _SIZE_KEYWORDS)]
+_READ = [
+    *_NUMBERS.values(),
+    *(int(Tag(keyword)) for keyword in (*_SIZE_KEYWORDS, *_STORED_KEYWORDS, *_FRAME_KEYWORDS)),
+]
 _UNDEFINED = 2**32 - 1  # length of compressed pixels
 # Unit axes at right angles, but for rounding.
 _RIGHT_ANGLES = 1e-2
@@ -73,6 +96,23 @@ _RIGHT_ANGLES = 1e-2
 _MOST_EXPANSION = 1032
 # Stored values of a written CT are HU + 1024, unsigned.
 _INTERCEPT_HU = -1024
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a multi-frame file says of its frames.
+
+    Attributes:
+        positions: LPS mm, of those that say where they lie.
+        distance_mm: from slice to slice where none does and the frames are slices; 0: it isn't said.
+        rescale: slope and intercept of each; empty where the file has them once, if at all.
+        pixel_mm: between rows and between columns, or empty.
+    """
+
+    positions: tuple[tuple[float, ...], ...]
+    distance_mm: float
+    rescale: tuple[tuple[float, float], ...]
+    pixel_mm: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -84,12 +124,16 @@ class DicomHeader:
         tags: text of the tags that are needed here, "0020|000e" for (0020,000e).
         size: columns, rows and frames; empty for what is no image.
         pixels_complete: whether the file has as many bytes of pixels as the header speaks of.
+        stored: bits allocated and bits used per value, and 1 if signed.
+        frames: of a multi-frame file; None for any other.
     """
 
     path: str
     tags: dict[str, str] = field(repr=False)
     size: tuple[int, ...]
     pixels_complete: bool = True
+    stored: tuple[int, ...] = ()
+    frames: Frames | None = field(default=None, repr=False)
 
     @property
     def modality(self) -> str:
@@ -112,7 +156,9 @@ class DicomHeader:
         """Whether it is a slice (or a volume) of a scan."""
         if self.modality in _OTHER_MODALITIES or not self.size:
             return False
-        return self.size[2] > 1 or (len(self.position) == 3 and len(self.orientation) == 6)
+        if self.frames is not None:
+            return bool(self.frames.positions or self.frames.distance_mm)
+        return len(self.position) == 3 and len(self.orientation) == 6
 
 
 @dataclass(frozen=True)
@@ -126,7 +172,10 @@ class DicomSeries:
             (YYYYMMDD, HHMMSS.FFFFFF), or empty.
         phase: the percentage in the description, or None. Scanners write other percentages too ("ASIR 40%"):
             it must speak of breathing or gating ("Gated, 30.0%", "30%A", "T30%", "4D 30%", "30% Ex"), or be one
-            of four or more different ones of the study's day, 0 among them, in steps of 5 ("CT 30%").
+            of four or more different ones of the study's day, 0 among them, in steps of 5 ("CT 30%"). Averages
+            and projections ("AVG 0-90%", "MIP") have none. Where a study's day has both "20% In" and "20% Ex",
+            which are depths, it is the percentage of the cycle from full inhalation: 100% In is 0, 20% Ex 40,
+            0% Ex 50, 20% In 60.
         number: the series number.
         slices: headers in order of position along the slices' normal.
     """
@@ -181,24 +230,30 @@ def dicom_series(folder: str | os.PathLike[str]) -> list[DicomSeries]:
 
     The phase of a 4D CT comes before the time of day, which says when a phase was reconstructed as
     often as when it was acquired. Phases that share one series are told apart by temporal position,
-    trigger time or acquisition number. Files that aren't DICOM, localisers and doses are left out.
+    trigger time or acquisition number. Files that aren't DICOM, localisers, films and doses are left out.
 
     Raises:
         MissingFileError: no such folder, or no DICOM image in it.
-        InputError: slices at the same position that can't be told apart, or a damaged file.
+        InputError: slices at the same position that can't be told apart, a phase that lacks some, rows and
+            columns at no right angle, a damaged file, or nothing but films.
     """
     headers, damaged = _headers(folder)
     if damaged:
         raise InputError(damaged[0])
     slices = [header for header in headers if header.is_slice]
     used = {piece.series_uid for piece in slices}
-    for header in headers:
-        if not header.is_slice and header.series_uid in used and header.modality not in _OTHER_MODALITIES:
+    others = [header for header in headers if not header.is_slice and header.modality not in _OTHER_MODALITIES]
+    for header in others:
+        if header.series_uid in used:
             raise InputError(
                 f"{header.path}: is of a series of slices, and has no pixels or doesn't say where it lies; "
                 "copy it again, or remove it"
             )
+        if header.size:
+            logger.info("%s: left out, it doesn't say where it lies (a film, a screenshot?)", header.path)
     found = series_of(slices, str(folder))
+    if not found and (films := [header for header in others if header.frames is not None]):
+        raise InputError(_nowhere(films[0]))
     if not found:
         raise MissingFileError(f"{folder}: no DICOM series in this folder; name image files, or a pattern")
     return found
@@ -233,7 +288,7 @@ def _headers(folder: str | os.PathLike[str]) -> tuple[list[DicomHeader], list[st
             continue
         if header is not None:
             same = known.setdefault(header.tags.get("0008|0018", header.path), header)
-            if same is header or not filecmp.cmp(same.path, header.path, shallow=False):
+            if same is header or not _is_copy(header, same):
                 headers.append(header)
     return headers, damaged
 
@@ -242,7 +297,8 @@ def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
     """The series among slices, in the order of `dicom_series`; `folder` is for messages.
 
     Raises:
-        InputError: slices at the same position that can't be told apart and don't show the same.
+        InputError: slices at the same position that can't be told apart and don't show the same, a phase
+            that lacks some, or rows and columns at no right angle.
     """
     groups = defaultdict(list)
     for piece in slices:
@@ -255,7 +311,7 @@ def series_of(slices: Iterable[DicomHeader], folder: str) -> list[DicomSeries]:
             continue
         for order, phase in enumerate(_phases(group, folder)):
             found.append((order, _describe(phase, folder)))
-    orders, described = [order for order, _ in found], _with_bare_phases([series for _, series in found])
+    orders, described = [order for order, _ in found], with_phases([series for _, series in found])
     ordered = sorted(zip(orders, described, strict=True), key=lambda item: (*_time_order(item[1]), item[0]))
     return [series for _, series in ordered]
 
@@ -295,9 +351,7 @@ def series_grid(series: DicomSeries) -> Grid:
         )
     first = series.slices[0]
     positions = np.array([piece.position for piece in series.slices])
-    row, column = np.array(_numbers(first.tags["0020|0037"])).reshape(2, 3)
-    if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > _RIGHT_ANGLES:
-        raise InputError(f"{first.path}: its rows and columns are at no right angle; correct its orientation")
+    row, column = _axes(first)
     between_rows, between_columns = _pixel_spacing(series)
     distance = float(np.linalg.norm(_slice_step(positions, series, min(between_rows, between_columns))))
     x, y, z = positions[0].tolist()
@@ -407,9 +461,9 @@ def _read(series: DicomSeries) -> sitk.Image:
     grid = series_grid(series)
     reader = sitk.ImageSeriesReader()
     rescale = {_rescale(piece) for piece in series.slices}
-    signs = {piece.tags.get("0028|0103", "") for piece in series.slices}
-    # The first slice decides the type of all, which is wrong where each has a slope of its own (PET).
-    if len(rescale) > 1 or len(signs) > 1 or any(value != round(value) for pair in rescale for value in pair):
+    stored = {piece.stored for piece in series.slices}
+    # The first slice decides the type of all, which is wrong where each has a slope (PET) or bits of its own.
+    if len(rescale) > 1 or len(stored) > 1 or any(value != round(value) for pair in rescale for value in pair):
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = _execute(reader, series)
     image.SetOrigin(grid.origin_mm)
@@ -475,62 +529,99 @@ def _without_size(series: DicomSeries) -> str:
 
 
 def _read_frames(series: DicomSeries) -> sitk.Image:
-    """The volume of a multi-frame file, where its frames say that they lie; else where GDCM puts it."""
-    positions = _frame_positions(series)
-    if positions is None:
-        return _execute(sitk.ImageFileReader(), series)
-    step = _frame_step(positions, series.slices[0].path)
-    image = _execute(sitk.ImageFileReader(), series)
-    between_columns, between_rows, _ = image.GetSpacing()
-    row, column, _ = np.reshape(image.GetDirection(), (3, 3)).T
-    _check_drift(positions[-1] - positions[0], row, column, series, min(between_columns, between_rows))
-    normal = np.cross(row, column)
-    axes = np.stack([row, column, math.copysign(1, normal @ step) * normal], axis=1)
-    image.SetOrigin(positions[0].tolist())
+    """The volume of a multi-frame file, where its frames say that they lie, or in steps of the file's distance."""
+    piece = series.slices[0]
+    frames, reader = piece.frames, sitk.ImageFileReader()
+    if frames is None or not (frames.positions or frames.distance_mm):
+        raise InputError(_nowhere(piece))
+    if frames.positions and not len(frames.positions) == len(frames.rescale) == piece.size[2]:
+        raise InputError(
+            f"{piece.path}: has {piece.size[2]} frames and says of {len(frames.positions)} where they lie; "
+            "export it again"
+        )
+    if len(frames.pixel_mm) != 2:
+        raise InputError(_without_size(series))
+    positions = np.array(frames.positions)
+    step = _frame_step(positions, piece.path) if frames.positions else np.array([frames.distance_mm])
+    own_rescale = len(set(frames.rescale)) > 1
+    if own_rescale:
+        reader.SetOutputPixelType(sitk.sitkFloat64)
+    image = _execute(reader, series)
+    if own_rescale:
+        image = _each_rescaled(image, piece, frames.rescale)
+    between_rows, between_columns = frames.pixel_mm
     image.SetSpacing([between_columns, between_rows, float(np.linalg.norm(step))])
-    image.SetDirection(axes.ravel().tolist())
+    if frames.positions:
+        row, column, _ = np.reshape(image.GetDirection(), (3, 3)).T
+        _check_drift(positions[-1] - positions[0], row, column, series, min(frames.pixel_mm))
+        normal = np.cross(row, column)
+        axes = np.stack([row, column, math.copysign(1, normal @ step) * normal], axis=1)
+        image.SetOrigin(positions[0].tolist())
+        image.SetDirection(axes.ravel().tolist())
     return image
 
 
-def _frame_positions(series: DicomSeries) -> np.ndarray | None:
-    """Where the frames of a multi-frame file lie, (N, 3) LPS mm in the file's order; None where it doesn't say.
+def _nowhere(piece: DicomHeader) -> str:
+    return (
+        f"{piece.path}: has {piece.size[2]} frames and doesn't say that they are evenly spaced slices (a film?); "
+        "export it as a volume, or one file per slice"
+    )
 
-    Raises:
-        InputError: a damaged file, one that says it of some frames only, or doesn't say how large pixels are.
-    """
-    piece = series.slices[0]
-    try:
-        with open(piece.path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's, of odd values
-            tags = _dataset(file, _FRAME_TAGS)
-            shared = list(tags.get("SharedFunctionalGroupsSequence") or [])
-            frames = list(tags.get("PerFrameFunctionalGroupsSequence") or [])
-            found = [
-                _of_groups([frame, *shared], "PlanePositionSequence", "ImagePositionPatient") for frame in frames
-            ]
-            sizes = _of_groups([*frames[:1], *shared], "PixelMeasuresSequence", "PixelSpacing")
-            has_size = len(sizes or tags.get("PixelSpacing") or ()) == 2
-    except Exception:  # of any kind, from a file of any kind
-        raise InputError(f"{piece.path}: is a damaged DICOM file; copy it again, or remove it") from None
-    known = [position for position in found if len(position) == 3 and all(map(math.isfinite, position))]
-    if not known:
-        return None
-    if not len(known) == len(found) == piece.size[2]:
-        raise InputError(
-            f"{piece.path}: has {piece.size[2]} frames and says of {len(known)} where they lie; export it again"
-        )
-    if not has_size:
-        raise InputError(_without_size(series))
-    return np.array(known)
+
+def _each_rescaled(image: sitk.Image, piece: DicomHeader, rescale: Sequence[tuple[float, float]]) -> sitk.Image:
+    """The image in float32, each frame by its own slope and intercept: GDCM took those of the first for all."""
+    slopes, intercepts = np.array(rescale).T[:, :, None, None]
+    if not (slopes.all() and np.isfinite(rescale).all()):
+        raise InputError(f"{piece.path}: a frame's rescale slope or intercept is 0 or no number; export it again")
+    # Stored values are whole: rounding undoes the rescale exactly.
+    stored = np.rint((sitk.GetArrayFromImage(image) - intercepts[0]) / slopes[0])
+    rescaled = sitk.GetImageFromArray((stored * slopes + intercepts).astype(np.float32))
+    rescaled.CopyInformation(image)
+    return rescaled
+
+
+def _frames(dataset: Dataset) -> Frames:
+    """What a multi-frame file says of its frames."""
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
+    frames = [[frame, *shared] for frame in dataset.get("PerFrameFunctionalGroupsSequence") or []]
+    places = [_of_groups(groups, "PlanePositionSequence", "ImagePositionPatient") for groups in frames]
+    slopes, intercepts = (  # the shared one first, as GDCM does
+        [
+            (*_of_groups([*shared, *frame], "PixelValueTransformationSequence", keyword), default)[0]
+            for frame in frames
+        ]
+        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    sizes = _of_groups(frames[0] if frames else shared, "PixelMeasuresSequence", "PixelSpacing")
+    return Frames(
+        tuple(place for place in places if len(place) == 3 and all(map(math.isfinite, place))),
+        0.0 if frames else _frame_distance_mm(dataset),
+        tuple(zip(slopes, intercepts, strict=True)),
+        sizes or _values(dataset, "PixelSpacing"),
+    )
+
+
+def _frame_distance_mm(dataset: Dataset) -> float:
+    """From one frame to the next where they are slices, as in a dose or a SPECT; 0 where nothing says it."""
+    pointer = dataset.get("FrameIncrementPointer")
+    if pointer is not None and not {Tag(tag) for tag in np.ravel(pointer)} <= _SLICE_POINTERS:
+        return 0.0
+    steps = np.diff(_values(dataset, "GridFrameOffsetVector"))
+    if len(steps):
+        return float(abs(steps.mean())) if np.ptp(steps) <= _POSITION_TOLERANCE * abs(steps.mean()) else 0.0
+    distances = (*_values(dataset, "SpacingBetweenSlices"), *_values(dataset, "SliceThickness"))
+    return next((abs(distance) for distance in distances if distance and math.isfinite(distance)), 0.0)
 
 
 def _of_groups(groups: Iterable[Dataset], sequence: str, keyword: str) -> tuple[float, ...]:
     """Numbers of the first functional group that has them; none at all."""
-    for group in groups:
-        for item in group.get(sequence) or []:
-            if item.get(keyword):
-                return tuple(float(value) for value in item.get(keyword))
-    return ()
+    items = (item for group in groups for item in group.get(sequence) or [])
+    return next((values for item in items if (values := _values(item, keyword))), ())
+
+
+def _values(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    value = dataset.get(keyword)
+    return () if value in (None, "") else tuple(float(number) for number in np.ravel(value))
 
 
 def _frame_step(positions: np.ndarray, path: str) -> np.ndarray:
@@ -554,9 +645,21 @@ def _slice_step(positions: np.ndarray, series: DicomSeries, pixel_mm: float) -> 
             f"({gaps.min():.3g} to {gaps.max():.3g} mm apart, most behind the one at "
             f"{_position_text(positions[gaps.argmax()])}); export it again, complete"
         )
-    row, column = np.array(_numbers(series.slices[0].tags["0020|0037"])).reshape(2, 3)
+    row, column = _axes(series.slices[0])
     _check_drift(positions[-1] - positions[0], row, column, series, pixel_mm)
     return step
+
+
+def _axes(piece: DicomHeader) -> np.ndarray:
+    """Unit vectors along a slice's rows and columns, (2, 3) LPS.
+
+    Raises:
+        InputError: they are none, or at no right angle.
+    """
+    axes = np.array(_numbers(piece.tags["0020|0037"])).reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > _RIGHT_ANGLES:
+        raise InputError(f"{piece.path}: its rows and columns are at no right angle; correct its orientation")
+    return axes
 
 
 def _step(positions: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -638,9 +741,11 @@ def _read_header(path: Path) -> DicomHeader | None:
             file.seek(0)
             dataset = _dataset(file, _READ)
             tags = {tag: _text(dataset, number) for tag, number in _NUMBERS.items() if number in dataset}
-            columns, rows, frames, samples, bits = (int(dataset.get(keyword) or 0) for keyword in _SIZE_KEYWORDS)
-            expected = columns * rows * (frames or 1) * (samples or 1) * bits / 8
+            columns, rows, frames, samples = (int(dataset.get(keyword) or 0) for keyword in _SIZE_KEYWORDS)
+            stored = tuple(int(dataset.get(keyword) or 0) for keyword in _STORED_KEYWORDS)
+            expected = columns * rows * (frames or 1) * (samples or 1) * stored[0] / 8
             complete = _pixels_complete(file, dataset, expected) if columns and rows else True
+            of_frames = _frames(dataset) if columns and rows and frames > 1 else None
             directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     except Exception:  # of any kind, from a file of any kind
         if not preamble:
@@ -650,7 +755,8 @@ def _read_header(path: Path) -> DicomHeader | None:
         raise InputError(f"{path}: is a DICOM file of no series, damaged it seems; copy it again, or remove it")
     if not tags:
         return None
-    return DicomHeader(str(path), tags, (columns, rows, frames or 1) if columns and rows else (), complete)
+    size = (columns, rows, frames or 1) if columns and rows else ()
+    return DicomHeader(str(path), tags, size, complete, stored, of_frames)
 
 
 def _pixels_complete(file: BinaryIO, dataset: Dataset, expected: float) -> bool:
@@ -705,52 +811,105 @@ def _phases(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> li
     """The slices, sorted along their normal, of each phase in a group that may hold several."""
     if len(slices) == 1:
         return [list(slices)]
-    row, column = np.array(slices[0].orientation).reshape(2, 3)
-    normal = np.cross(row, column)
-    slices = sorted(slices, key=lambda piece: float(normal @ np.array(piece.position)))
-    if _distinct(slices):
-        return [slices]
-    for tag in _PHASE_TAGS:
-        groups = defaultdict(list)
-        for piece in slices:
-            groups[(_numbers(piece.tags.get(tag, "")) or (0.0,))[0]].append(piece)
-        stacks = [groups[value] for value in sorted(groups)]
-        if len({len(stack) for stack in stacks}) == 1 and len(stacks[0]) > 1 and all(map(_distinct, stacks)):
+    places = _places(slices)
+    count = max(map(len, places))
+    if count == 1:
+        return [[piece for (piece,) in places]]
+    name, problem = f"{folder}: series '{_description(slices[0])}'", ""
+    for tag, meaning in _PHASE_TAGS.items():
+        stacks = _stacks(places, tag)
+        absent = [len(places) - len(stack) for stack in stacks]
+        if stacks and len(places) > 1 and not any(absent):
             return stacks
-    if (once := _without_copies(slices)) is not None:
+        if stacks and any(absent) and not problem:
+            phase = int(np.argmax(absent))
+            problem = (
+                f"{name} lacks {absent[phase]} of {len(places)} slices of phase {phase + 1} of {count} "
+                f"({meaning} {_phase_value(stacks[phase][0], tag):g}); export it again, complete"
+            )
+    if (once := _without_copies(places)) is not None:
         logger.warning(
-            "%s: series '%s' has %d slices twice, with the same pixels: one of each is taken",
-            *(folder, _description(slices[0]), len(slices) - len(once)),
+            "%s has %d slices twice, with the same pixels: one of each is taken", name, len(slices) - len(once)
         )
         return [once]
-    raise InputError(
-        f"{folder}: series '{_description(slices[0])}' has several slices at the same position and no "
-        "temporal position to tell them apart; split it into one folder per phase"
-    )
+    raise InputError(problem or f"{name} has several slices at the same position{_and_why(places)}")
 
 
-def _without_copies(slices: Sequence[DicomHeader]) -> list[DicomHeader] | None:
-    """One slice of each position; None where two of one position differ."""
-    kept: dict[tuple[float, ...], DicomHeader] = {}
-    for piece in slices:
-        first = kept.setdefault(piece.position, piece)
-        if first is not piece and not _same_pixels(first, piece):
-            return None
-    return list(kept.values())
+def _and_why(places: Sequence[Sequence[DicomHeader]]) -> str:
+    """Why the slices of a place can't be told apart, and what to do: the end of a sentence."""
+    known: dict[str, DicomHeader] = {}
+    for piece in (piece for place in places for piece in place):
+        first = known.setdefault(piece.tags.get("0008|0018", piece.path), piece)
+        if first is not piece:
+            return f": {first.path} and {piece.path} are one by their UID, and differ; keep one of each such pair"
+    fewest, most = min(places, key=len), max(places, key=len)
+    if len(fewest) < len(most):
+        where = _position_text(np.array(fewest[0].position))
+        return f", {len(most)} at most and {len(fewest)} at {where}; export it again, each phase complete"
+    return " and no temporal position to tell them apart; split it into one folder per phase"
+
+
+def _places(slices: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
+    """The slices of each place along their normal, in order: what is nearer than slices are is at one."""
+    normal = np.cross(*_axes(slices[0]))
+    slices = sorted(slices, key=lambda piece: float(normal @ piece.position))
+    gaps = np.diff([normal @ piece.position for piece in slices])
+    # Gaps within a place are a small part of the whole: the smallest beyond them is the slices' distance.
+    ascending = np.sort(gaps)
+    distance = ascending[np.searchsorted(np.cumsum(ascending), _POSITION_TOLERANCE * gaps.sum())]
+    places = [[slices[0]]]
+    for piece, gap in zip(slices[1:], gaps, strict=True):
+        if gap > _POSITION_TOLERANCE * distance:
+            places.append([])
+        places[-1].append(piece)
+    return places
+
+
+def _stacks(places: Sequence[Sequence[DicomHeader]], tag: str) -> list[list[DicomHeader]]:
+    """The slices of each phase by a tag, in its order, perhaps not at all places; none if it tells no phases."""
+    ranked = [sorted(place, key=lambda piece: _phase_value(piece, tag)) for place in places]
+    groups = defaultdict(list)
+    for place in ranked:
+        for piece in place:
+            groups[_phase_value(piece, tag)].append(piece)
+        if len({_phase_value(piece, tag) for piece in place}) < len(place):
+            return []
+    counts = set(map(len, places))
+    if len(groups) == max(counts):
+        return [groups[value] for value in sorted(groups)]
+    # Slices that are acquired one after another have trigger times of their own: the n-th of each is a phase's.
+    in_turn = tag == _TRIGGER_TIME and len(counts) == 1
+    return [list(stack) for stack in zip(*ranked, strict=True)] if in_turn else []
+
+
+def _phase_value(piece: DicomHeader, tag: str) -> float:
+    return (*_numbers(piece.tags.get(tag, "")), 0.0)[0]
+
+
+def _without_copies(places: Sequence[Sequence[DicomHeader]]) -> list[DicomHeader] | None:
+    """One slice of each place; None where two of one place differ."""
+    same = all(_same_pixels(first, other) for first, *others in places for other in others)
+    return [place[0] for place in places] if same else None
+
+
+def _is_copy(a: DicomHeader, b: DicomHeader) -> bool:
+    """Whether two files are the same, byte by byte or but for the compression of their pixels."""
+    if filecmp.cmp(a.path, b.path, shallow=False):
+        return True
+    return replace(a, path=b.path) == b and bool(a.size) and _same_pixels(a, b)
 
 
 def _same_pixels(a: DicomHeader, b: DicomHeader) -> bool:
-    try:
-        same_scale = _rescale(a) == _rescale(b) and a.tags.get("0028|0103") == b.tags.get("0028|0103")
-        first, second = (pydicom.dcmread(piece.path) for piece in (a, b))
-        same_syntax = first.file_meta.TransferSyntaxUID == second.file_meta.TransferSyntaxUID
-        return bool(same_scale and same_syntax and first.PixelData == second.PixelData)
-    except Exception:  # of any kind, from a file of any kind
+    if a.size != b.size or not (a.pixels_complete and b.pixels_complete):
         return False
-
-
-def _distinct(slices: Sequence[DicomHeader]) -> bool:
-    return len({piece.position for piece in slices}) == len(slices)
+    try:
+        with quiet_itk():
+            first, second = (
+                sitk.GetArrayFromImage(sitk.ReadImage(piece.path, imageIO="GDCMImageIO")) for piece in (a, b)
+            )
+    except RuntimeError:
+        return False
+    return np.array_equal(first, second)
 
 
 def _describe(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> DicomSeries:
@@ -761,31 +920,48 @@ def _describe(slices: Sequence[DicomHeader], folder: str | os.PathLike[str]) -> 
         description=description,
         date=_earliest(slices, ("0008|0022", "0008|0021", "0008|0020", "0008|0023")),
         time=_earliest(slices, ("0008|0032", "0008|0031", "0008|0030", "0008|0033")),
-        phase=_percentage(description) if _BREATHING.search(description) else None,
+        phase=None,
         number=int(number[0]) if number else 0,
         slices=tuple(slices),
     )
 
 
-def _percentage(description: str) -> float | None:
-    """The first percentage that isn't of the reconstruction."""
-    found = re.search(r"(\d+(?:\.\d+)?)\s*%", _RECONSTRUCTION.sub("", description))
-    return float(found.group(1)) if found else None
+def of_several_phases(description: str) -> bool:
+    """Whether a series' description is of an average or a projection over phases: "AVG", "MIP", "0-90%"."""
+    return _SEVERAL_PHASES.search(description) is not None
 
 
-def _with_bare_phases(found: Sequence[DicomSeries]) -> list[DicomSeries]:
-    """The series, with percentages alone ("CT 30%") as phases where those of a study's day look like a breath."""
+def with_phases(found: Sequence[DicomSeries]) -> list[DicomSeries]:
+    """The series with the phases of their descriptions, which those of the same study and day explain."""
     percentages: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
+    directions: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for series in found:
-        if (percentage := _percentage(series.description)) is not None:
-            percentages[series.study_uid, series.date].add(percentage)
-    breaths = {day for day, values in percentages.items() if _is_breath(values)}
-    return [
-        replace(series, phase=_percentage(series.description))
-        if (series.study_uid, series.date) in breaths
-        else series
-        for series in found
-    ]
+        day, percentage = (series.study_uid, series.date), _percentage(series.description)
+        if percentage is not None:
+            percentages[day].add(percentage)
+            directions[day].add(_direction(series.description))
+
+    def phase(series: DicomSeries) -> float | None:
+        day, percentage = (series.study_uid, series.date), _percentage(series.description)
+        if percentage is None or not (_BREATHING.search(series.description) or _is_breath(percentages[day])):
+            return None
+        direction = _direction(series.description) if {"ex", "in"} <= directions[day] else ""
+        # Depths, not phases: from full inhalation down to 0, half a cycle, and up again.
+        return {"ex": 50 - percentage / 2, "in": (50 + percentage / 2) % 100}.get(direction, percentage)
+
+    return [replace(series, phase=phase(series)) for series in found]
+
+
+def _percentage(description: str) -> float | None:
+    """The first percentage that isn't of the reconstruction; None where it is of several phases."""
+    found = re.search(_PERCENTAGE, _RECONSTRUCTION.sub("", description))
+    return float(found.group(1)) if found and not of_several_phases(description) else None
+
+
+def _direction(description: str) -> str:
+    """Which way a depth is, "ex" or "in"; empty where it isn't said."""
+    found = _DIRECTION.search(description)
+    return (found.group(1) or found.group(4)).lower() if found else ""
 
 
 def _is_breath(percentages: set[float]) -> bool:

@@ -33,7 +33,15 @@ import SimpleITK as sitk
 
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
-from stnerp.io.dicom import DicomHeader, DicomSeries, read_dicom_series, read_headers, series_of
+from stnerp.io.dicom import (
+    DicomHeader,
+    DicomSeries,
+    of_several_phases,
+    read_dicom_series,
+    read_headers,
+    series_of,
+    with_phases,
+)
 from stnerp.io.rtstruct import (
     Roi,
     StructureFile,
@@ -179,7 +187,8 @@ def index_4d_lung(folder: str | os.PathLike[str]) -> FourDLung:
     """
     headers = read_headers(folder)
     left_out: Counter[str] = Counter()
-    series = [one for group in _by_series(headers) for one in _usable(group, left_out)]
+    found = [one for group in _by_series(headers) for one in _readable(group, left_out)]
+    series = _usable(with_phases(found), left_out)
     files = [contents for header in headers if (contents := _structure_file(header, left_out)) is not None]
     structures = _linked(files, series, left_out)
     days: dict[tuple[str, str], list[Phase]] = defaultdict(list)
@@ -291,13 +300,17 @@ def _by_series(headers: Iterable[DicomHeader]) -> list[list[DicomHeader]]:
     return list(groups.values())
 
 
-def _usable(slices: list[DicomHeader], left_out: Counter[str]) -> list[DicomSeries]:
-    """The phase that a series is, or a note why it is none."""
+def _readable(slices: list[DicomHeader], left_out: Counter[str]) -> list[DicomSeries]:
+    """The images that a series is, or a note why it is none."""
     try:
-        found = series_of(slices, str(Path(slices[0].path).parent))
+        return series_of(slices, str(Path(slices[0].path).parent))
     except InputError as error:
         left_out[str(error)] += 1
         return []
+
+
+def _usable(found: Iterable[DicomSeries], left_out: Counter[str]) -> list[DicomSeries]:
+    """The phases among them, and notes why the others are none."""
     kept = []
     for series in found:
         reason = _reason_to_skip(series)
@@ -315,7 +328,7 @@ def _reason_to_skip(series: DicomSeries) -> str | None:
     # "^S100^I0" is how the collection names cone beam CT, for copies that lost the device.
     if re.search(r"cbct|cone.?beam|\^S1\d\d\^I0\b", f"{series.device} {text}", re.IGNORECASE):
         return "cone beam CT series"
-    if re.search(r"\b(av(g|e|erage)|mean|max|min|mip|minip)\b", text, re.IGNORECASE):
+    if of_several_phases(text):
         return "averages over the phases"
     if series.phase is None:
         return "CT series without a breathing phase"
