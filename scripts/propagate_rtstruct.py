@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
             )
         rois = wanted_rois(structures, plain(config.rois))
         model = STNeRP.load(out / "model.pt", config.device)
-        check_places(config, out, model, structures, target)
+        check_places(config, out, model, structures, rois, target)
         check_inside(rois, model.grid, structures.path)
         grid = series_grid(target)
 
@@ -95,13 +95,18 @@ def one_series(folder: str, name: str) -> DicomSeries:
 
 
 def check_places(
-    config: DictConfig, out: Path, model: STNeRP, structures: StructureSet, target: DicomSeries
+    config: DictConfig,
+    out: Path,
+    model: STNeRP,
+    structures: StructureSet,
+    rois: Sequence[Roi],
+    target: DicomSeries,
 ) -> None:
     """Refuse a target or contours that don't lie where the model has the patient; one warning of what nobody can
     check.
 
     Raises:
-        InputError: as `check_target`, `check_reference`.
+        InputError: as `check_target`, `check_frame`.
     """
     t, unchecked = time_of(config), []
     try:
@@ -115,10 +120,11 @@ def check_places(
             unchecked.append(f"whether the patient lies in {target.folder} where the model says")
     drawn_on = next((scan.series for scan in scans if scan.time == model.reference_time), None)
     if config.reference is not None:
-        check_reference(structures, one_series(str(config.reference), "reference"))
+        check_reference(structures, rois, one_series(str(config.reference), "reference"))
     elif drawn_on is not None and structures.frame_uid:
-        check_reference(structures, drawn_on)
+        check_reference(structures, rois, drawn_on)
     elif drawn_on is None or drawn_on.series_uid not in structures.series_uids:
+        check_frame(rois, rois[0].frame_uid, structures.path, f"ROI {rois[0].number}")
         reason = reason or f"{structures.path} names no frame of reference"
         unchecked.append(f"whether {structures.path} was drawn on the reference")
     if unchecked:
@@ -161,13 +167,18 @@ def is_time_of(t: float, scans: Sequence[FittedScan], period: float | None) -> b
     return index_at([scan.time for scan in scans], t, period, within=1e-5 * max(1.0, abs(t))) is not None
 
 
-def check_reference(structures: StructureSet, reference: DicomSeries) -> None:
-    """Refuse contours of another frame of reference; warn of those that were drawn on another series of it."""
-    if structures.frame_uid != reference.frame_uid:
+def check_frame(rois: Sequence[Roi], frame_uid: str, path: str, whose: str) -> None:
+    others = ", ".join(str(roi.number) for roi in rois if roi.frame_uid != frame_uid)
+    if others:
         raise InputError(
-            f"{structures.path}: its contours are in another frame of reference than {reference.folder}; "
-            "give the structure set that was drawn on the reference"
+            f"{path}: ROI {others}: in another frame of reference than {whose}; give the structure set that was "
+            "drawn on the reference, or choose ROIs that were with rois="
         )
+
+
+def check_reference(structures: StructureSet, rois: Sequence[Roi], reference: DicomSeries) -> None:
+    """Refuse contours of another frame of reference; warn of those that were drawn on another series of it."""
+    check_frame(rois, reference.frame_uid, structures.path, reference.folder)
     if reference.series_uid not in structures.series_uids:
         logger.warning(
             "%s: was drawn on another series than %s, in the same frame", structures.path, reference.folder

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, map_coordinates
@@ -26,6 +27,9 @@ from stnerp.geometry import Grid, slabs
 FLAT_MM = 0.1
 #: Planes farther apart than this are never neighbours: a contour doesn't say that much about its surroundings.
 LARGEST_GAP_MM = 10.0
+# Contours nearer to a plane than this share of the planes' distance belong to it, unless both are sections of the
+# structure: they have so much of the larger one's area in common.
+_STRAY, _SAME_SECTION = 1 / 3, 1 / 4
 # A slice this near to a contours' plane, in slice distances, shows the contours as drawn.
 _SAME_SLICE = 0.01
 # Steps of a solid's lattice across a structure: finer ones are kept for small structures only.
@@ -38,9 +42,10 @@ def contour_mask(contours: Sequence[np.ndarray], grid: Grid, thickness_mm: float
     """Whether the centre of each voxel lies inside the contours of one structure.
 
     Two planes are neighbours, with the shape interpolated between them, if at most one plane is missing
-    between them (they lie at most twice as far apart as the nearest two, and at most `LARGEST_GAP_MM`).
-    Where more is missing the parts are taken for separate. The first and the last plane of a part reach
-    half a thickness further, as a slice of the scan does.
+    between them: they lie at most twice as far apart as most are or as those next to them, and at most
+    `LARGEST_GAP_MM`. Where more is missing the parts are taken for separate. The first and the last plane of a
+    part reach half a thickness further, as a slice of the scan does; the median distance is the thickness.
+    Stray contours beside a plane, less than a third of a thickness off, belong to it.
 
     Args:
         contours: closed polygons (N, 3), LPS mm, each in a plane, all planes parallel; the first point isn't
@@ -58,29 +63,27 @@ def contour_mask(contours: Sequence[np.ndarray], grid: Grid, thickness_mm: float
     stack, axis = _stack(contours, grid, thickness_mm)
     inside = np.zeros(grid.shape, bool)
     points, reach_mm = stack.points(), stack.normal * stack.thickness_mm / 2
-    box = _box(np.concatenate([points - reach_mm, points + reach_mm]), grid)
-    if box is None:
+    part = _around(np.concatenate([points - reach_mm, points + reach_mm]), grid)
+    if part is None:
         return inside
-    (x, y, z), part = box, _part(grid, box)
+    where = part.within(grid)
     if axis is not None:
-        inside[z, y, x] = _slice_by_slice(stack, part, axis)
+        inside[where] = _slice_by_slice(stack, part, axis)
         return inside
     solid = Solid(stack, min(grid.spacing_mm) / 2)
     for slices, points_mm in slabs(part):
-        inside[z, y, x][slices] = solid.distance_mm(points_mm) > 0
+        inside[where][slices] = solid.distance_mm(points_mm) > 0
     return inside
 
 
 def plane_distance_mm(contours: Sequence[np.ndarray]) -> float | None:
-    """The smallest distance between neighbouring planes; None where there is one plane, or none nearer than
+    """The median distance between neighbouring planes; None where there is one plane, or none nearer than
     `LARGEST_GAP_MM`.
 
     Raises:
         InputError: as `contour_mask`.
     """
-    gaps = np.diff(_planes(contours, _normal(contours))[0])
-    near = gaps[gaps <= LARGEST_GAP_MM]
-    return float(near.min()) if len(near) else None
+    return _distance_apart_mm(_planes(contours, _normal(contours))[0])
 
 
 def contour_volume(contours: Sequence[np.ndarray], thickness_mm: float) -> tuple[float, np.ndarray]:
@@ -99,22 +102,14 @@ def contour_volume(contours: Sequence[np.ndarray], thickness_mm: float) -> tuple
     if not contours:
         raise InputError("contours: there are none")
     stack = _Stack.of(contours, _normal(contours), thickness_mm)
-    gaps_mm = np.diff(stack.offsets_mm)
-    joined_mm = np.where(gaps_mm > stack.largest_gap_mm, stack.thickness_mm, gaps_mm)
-    ways_mm = np.concatenate([[stack.thickness_mm], joined_mm, [stack.thickness_mm]])
+    ways_mm = np.where(stack.joined, np.diff(stack.offsets_mm), stack.thickness_mm)
+    ways_mm = np.pad(ways_mm, 1, constant_values=stack.thickness_mm)
     volume, moment = 0.0, np.zeros(3)
-    for height_mm, plane in zip((ways_mm[:-1] + ways_mm[1:]) / 2, stack.planes, strict=True):
-        flat = [polygon @ stack.across.T for polygon in plane]
-        for polygon, depth in zip(flat, _depth(_nested(flat)), strict=True):
-            area = _area(polygon)
-            if area == 0:
-                continue
-            ends = np.roll(polygon, -1, axis=0)
-            twice = polygon[:, 0] * ends[:, 1] - ends[:, 0] * polygon[:, 1]
-            middle = ((polygon + ends) * twice[:, None]).sum(0) / (6 * area)
-            part = abs(area) * height_mm * (-1 if depth % 2 else 1)
-            volume += part
-            moment += part * (middle @ stack.across + float((plane[0] @ stack.normal).mean()) * stack.normal)
+    heights_mm = (ways_mm[:-1] + ways_mm[1:]) / 2
+    for height_mm, offset_mm, plane in zip(heights_mm, stack.offsets_mm, stack.planes, strict=True):
+        area, middle = _area_and_moment([polygon @ stack.across.T for polygon in plane])
+        volume += area * height_mm
+        moment += height_mm * (middle @ stack.across + area * offset_mm * stack.normal)
     return volume / 1000, moment / volume if volume > 0 else np.full(3, np.nan)
 
 
@@ -212,6 +207,40 @@ def _area(polygon: np.ndarray) -> float:
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
+def _area_and_moment(polygons: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Area and first moment (2,) of what lies inside an odd number of polygons (N, 2), whatever way they run.
+
+    Exact where they don't cross: between two corners borders are straight, and two rows there (Gauss) do for the
+    moments' squares. Where they cross it is right but for a strip, one of 256 or more.
+    """
+    corners = np.concatenate(polygons)[:, 0]
+    corners = np.unique(np.append(corners, np.linspace(corners.min(), corners.max(), 257)))
+    half = np.diff(corners)[:, None] / 2
+    rows = (corners[:-1, None] + half + half * [-1, 1] / np.sqrt(3)).ravel()
+    row, column = _crossings(polygons, rows)
+    order = np.lexsort((column, row))
+    row, column = row[order], column[order]
+    # From one border to the next it is inside, to the one after that outside.
+    length = half[row // 2, 0] * np.resize([-1, 1], len(row)) * column
+    return float(length.sum()), np.array([length @ rows[row], length @ column / 2])
+
+
+def _crossings(polygons: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows, increasing, the borders of polygons (N, 2) of rows and columns cross, and in which columns.
+
+    Borders are half-open, so that they cross each row an even number of times.
+    """
+    edges = np.stack([np.concatenate(polygons), np.concatenate([np.roll(p, -1, axis=0) for p in polygons])])
+    # The same from either side: a keyhole's channel, walked there and back, must cancel to the last digit.
+    low, high = np.take_along_axis(edges, np.argsort(edges[..., :1], axis=0), axis=0)
+    first, stop = (np.searchsorted(rows, ends[:, 0]) for ends in (low, high))
+    count = stop - first
+    edge = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
+    along = (rows[row] - low[edge, 0]) / (high[edge, 0] - low[edge, 0])
+    return row, low[edge, 1] + along * (high[edge, 1] - low[edge, 1])
+
+
 def _outlines(values: np.ndarray, k: int, grid: Grid) -> Iterator[np.ndarray]:
     if not np.any(values > 0.5):
         return
@@ -244,21 +273,21 @@ class _Stack:
     def of(contours: Sequence[np.ndarray], normal: np.ndarray, thickness_mm: float) -> _Stack:
         """`thickness_mm`: where the planes' distances don't tell it."""
         offsets_mm, planes = _planes(contours, normal)
-        gaps = np.diff(offsets_mm)
-        near = gaps[gaps <= LARGEST_GAP_MM]
-        return _Stack(normal, offsets_mm, planes, float(near.min()) if len(near) else thickness_mm)
+        return _Stack(normal, offsets_mm, planes, _distance_apart_mm(offsets_mm) or thickness_mm)
 
     @property
     def across(self) -> np.ndarray:
         """Two unit vectors in the planes, (2, 3)."""
-        u = np.cross(self.normal, np.eye(3)[np.argmin(np.abs(self.normal))])
-        u /= np.linalg.norm(u)
-        return np.stack([np.cross(self.normal, u), u])
+        return _across(self.normal)
 
     @property
-    def largest_gap_mm(self) -> float:
-        """Between neighbours: at most one plane is missing."""
-        return min(2 * self.thickness_mm, LARGEST_GAP_MM) + FLAT_MM
+    def joined(self) -> np.ndarray:
+        """Whether a plane and the next one are neighbours, (P - 1,): at most one plane is missing."""
+        gaps_mm = np.diff(self.offsets_mm)
+        near_mm = np.pad(np.where(gaps_mm <= LARGEST_GAP_MM, gaps_mm, 0), 1)
+        # Where the distance changes, the larger one counts.
+        usual_mm = np.maximum(np.maximum(near_mm[:-2], near_mm[2:]), self.thickness_mm)
+        return gaps_mm <= np.minimum(2 * usual_mm, LARGEST_GAP_MM) + FLAT_MM
 
     def points(self) -> np.ndarray:
         """Of all contours, (N, 3), LPS mm."""
@@ -273,7 +302,7 @@ class _Stack:
         gap = self.offsets_mm[upper] - self.offsets_mm[lower]
         # Above the last plane the gap is 0, and the fraction too.
         fraction = np.clip((offset_mm - self.offsets_mm[lower]) / np.where(gap > 0, gap, np.inf), 0, 1)
-        fraction = np.where(gap > self.largest_gap_mm, np.rint(fraction), fraction)
+        fraction = np.where(np.append(self.joined, True)[lower], fraction, np.rint(fraction))
         beyond = offset_mm - self.offsets_mm[np.where(fraction > 0.5, upper, lower)]
         # Half-open, so that two slices midway between planes are never both counted.
         nudged = beyond - FLAT_MM * 1e-3
@@ -315,13 +344,45 @@ def _off_plane_mm(contours: Sequence[np.ndarray], normal: np.ndarray) -> float:
 def _planes(
     contours: Sequence[np.ndarray], normal: np.ndarray
 ) -> tuple[np.ndarray, tuple[tuple[np.ndarray, ...], ...]]:
-    """Offsets (P,) along the normal, increasing, and the polygons of each plane."""
+    """Offsets (P,) along the normal, increasing, and the polygons of each plane, with stray ones beside it."""
     offsets = np.array([float((points @ normal).mean()) for points in contours])
     order = np.argsort(offsets, kind="stable")
     starts = np.flatnonzero(np.diff(offsets[order], prepend=-np.inf) > FLAT_MM)
     groups = np.split(order, starts[1:])
-    planes = tuple(tuple(contours[i] for i in group) for group in groups)
-    return np.array([offsets[group].mean() for group in groups]), planes
+    offsets_mm = [float(offsets[group].mean()) for group in groups]
+    planes = [tuple(contours[i] for i in group) for group in groups]
+    stray_mm, i = _STRAY * (_distance_apart_mm(np.array(offsets_mm)) or 0.0), 0
+    while i + 1 < len(planes):
+        near = offsets_mm[i + 1] - offsets_mm[i] < stray_mm
+        larger = _completed(planes[i], planes[i + 1], _across(normal)) if near else None
+        if larger is None:
+            i += 1
+        else:
+            offsets_mm[i : i + 2] = [offsets_mm[i + larger]]
+            planes[i : i + 2] = [planes[i] + planes[i + 1]]
+    return np.array(offsets_mm), tuple(planes)
+
+
+def _completed(first: Sequence[np.ndarray], second: Sequence[np.ndarray], across: np.ndarray) -> int | None:
+    """Which of two planes, 0 or 1, the other one's contours belong to; None: both are the structure's sections."""
+    areas = [_area_and_moment([polygon @ across.T for polygon in plane])[0]
+             for plane in (first, second, [*first, *second])]  # fmt: skip
+    shared = (areas[0] + areas[1] - areas[2]) / 2
+    return None if shared >= _SAME_SECTION * max(areas[:2]) else int(areas[1] > areas[0])
+
+
+def _distance_apart_mm(offsets_mm: np.ndarray) -> float | None:
+    """Of planes from their neighbours, the median, which a stray one leaves as it is."""
+    gaps_mm = np.diff(offsets_mm)
+    near_mm = gaps_mm[gaps_mm <= LARGEST_GAP_MM].tolist()
+    return median_low(near_mm) if near_mm else None
+
+
+def _across(normal: np.ndarray) -> np.ndarray:
+    """Two unit vectors (2, 3) at right angles to one."""
+    u = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
+    u /= np.linalg.norm(u)
+    return np.stack([np.cross(normal, u), u])
 
 
 # -- finer than a voxel
@@ -412,20 +473,20 @@ def carried_contours(
         Closed polygons (N, 3), LPS mm, from the first slice to the last, to be combined by the even-odd rule in
         each; none where the structure lies outside the grid or between two slices.
     """
-    box = _box(reference_to_target(solid.points_mm), grid, _MARGIN_MM)
-    if box is None:
+    part = _around(reference_to_target(solid.points_mm), grid, _MARGIN_MM)
+    if part is None:
         return []
-    x, y, z = box
+    columns, rows, _ = part.size
     pixel_mm = max(grid.spacing_mm[:2])
     contours: list[np.ndarray] = []
-    for slices, points_mm in slabs(_part(grid, box)):
+    for slices, points_mm in slabs(part):
         reference_mm = target_to_reference(points_mm.reshape(-1, 3)).reshape(points_mm.shape)
         side_mm, end_mm = solid.parts_mm(reference_mm)
         # The ends, four times as steep, leave pixels beside the border as they are in the last slice too.
         distance_mm = np.minimum(side_mm, 4 * end_mm)
         # From 0 to 1 within two pixels of the border to either side, where it is linear.
         inside = np.clip(0.5 + distance_mm / (4 * pixel_mm), 0, 1)
-        slab = _part(grid, (x, y, slice(z.start + slices.start, z.start + slices.stop)))
+        slab = part.part((0, 0, slices.start), (columns - 1, rows - 1, slices.stop - 1))
         contours += (outline for outlines in mask_contours(inside, slab) for outline in outlines)
     return contours
 
@@ -466,22 +527,12 @@ def _border(polygons: Sequence[np.ndarray]) -> np.ndarray:
 # -- on a grid
 
 
-def _box(points_mm: np.ndarray, grid: Grid, margin_mm: float = 0.0) -> tuple[slice, slice, slice] | None:
-    """The voxels x, y, z around points (N, 3), or None if they lie outside the grid."""
+def _around(points_mm: np.ndarray, grid: Grid, margin_mm: float = 0.0) -> Grid | None:
+    """The part of a grid around points (N, 3), or None if they lie outside it."""
     index, margin = grid.world_to_index(points_mm), margin_mm / np.asarray(grid.spacing_mm)
     first = np.clip(np.floor(index.min(0) - margin).astype(int) - 1, 0, None)
-    stop = np.clip(np.ceil(index.max(0) + margin).astype(int) + 2, None, grid.size)
-    if np.any(first >= stop):
-        return None
-    x, y, z = (slice(int(i), int(j)) for i, j in zip(first, stop, strict=True))
-    return x, y, z
-
-
-def _part(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
-    x, y, z = box
-    ox, oy, oz = grid.index_to_world(np.array([x.start, y.start, z.start], float)).tolist()
-    size = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
-    return Grid(size, grid.spacing_mm, (ox, oy, oz), grid.direction)
+    last = np.clip(np.ceil(index.max(0) + margin).astype(int) + 1, None, np.asarray(grid.size) - 1)
+    return grid.part(first, last) if np.all(first <= last) else None
 
 
 def _slice_by_slice(stack: _Stack, grid: Grid, axis: int) -> np.ndarray:
@@ -514,17 +565,8 @@ def _even_odd(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndar
     pixel whether it lies in a polygon. Borders are half-open, so that a pixel between two polygons belongs to one.
     """
     borders = np.zeros((shape[0], shape[1] + 1), np.int32)
-    for polygon in polygons:
-        edges = np.stack([polygon, np.roll(polygon, -1, axis=0)])
-        # The same from either side: a keyhole's channel, walked there and back, must cancel to the last digit.
-        low, high = np.take_along_axis(edges, np.argsort(edges[..., :1], axis=0), axis=0)
-        first, stop = (np.ceil(ends[:, 0]).astype(int).clip(0, shape[0]) for ends in (low, high))
-        count = stop - first
-        edge = np.repeat(np.arange(len(count)), count)
-        row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
-        along = (row - low[edge, 0]) / (high[edge, 0] - low[edge, 0])
-        column = low[edge, 1] + along * (high[edge, 1] - low[edge, 1])
-        np.add.at(borders, (row, np.ceil(column).astype(int).clip(0, shape[1])), 1)
+    row, column = _crossings(polygons, np.arange(shape[0]))
+    np.add.at(borders, (row, np.ceil(column).astype(int).clip(0, shape[1])), 1)
     return np.cumsum(borders, axis=1)[:, :-1] % 2 == 1
 
 

@@ -408,6 +408,47 @@ def test_one_missing_plane_is_filled_and_two_are_not() -> None:
     assert reach([2, 8]) == [2, 8]
 
 
+@pytest.mark.parametrize("beside", [0.0, 33.0])  # within the sphere, where it is a hole, and apart
+@pytest.mark.parametrize("off_mm", [0.11, 0.3, 0.9, -0.9])
+def test_a_stray_contour_beside_a_plane_belongs_to_it(off_mm: float, beside: float) -> None:
+    heights = np.arange(-24, 25, 3.0)
+    stray = rings(np.array([beside, 0, 0]), 4.0, np.array([0.0])) + np.array([0, 0, off_mm])
+    contours = [*rings(np.zeros(3), 25.0, heights), *stray]
+    assert plane_distance_mm(contours) == pytest.approx(3)
+    grid = Grid((80, 60, 60), (1, 1, 1), (-30, -30, -30.4))
+    drawn = carried_contours(Solid.of(contours), grid, same, same)
+    # The sphere has 65.4 ml; the disc of 3 mm 0.15.
+    for volume_ml in (contour_mask(contours, grid).sum() / 1000, contour_volume(contours, 3.0)[0],
+                      contour_volume(drawn, 1.0)[0]):  # fmt: skip
+        assert volume_ml == pytest.approx(65.4, abs=0.5)
+    # The slice of the plane shows what was drawn.
+    own = Grid((80, 60, 17), (1, 1, 3), (-30, -30, -24))
+    inside = contour_mask(contours, own)[8]
+    np.testing.assert_array_equal(inside, contour_mask([contours[8], stray[0] - [0, 0, off_mm]], own)[8])
+
+
+@pytest.mark.parametrize("fine", [24, 34])  # mm of 50 that are drawn at 1 mm
+@pytest.mark.parametrize("coarse_mm", [3.0, 5.0])
+def test_planes_of_mixed_distances_reach_half_way(coarse_mm: float, fine: int) -> None:
+    heights = np.concatenate([np.arange(24 - fine, -24.1, -coarse_mm)[::-1], np.arange(25.0 - fine, 25)])
+    contours = rings(np.array([3.0, 2.0, 0.0]), 25.0, heights)
+    grid = Grid((60, 60, 60), (1, 1, 1), (-27, -28, -30.4))
+    volumes_ml = [contour_mask(contours, grid).sum() / 1000, contour_volume(contours, 1.0)[0]]
+    # The ends reach half a millimetre, whatever the distance there.
+    np.testing.assert_allclose(volumes_ml, 65.4, rtol=0.02 if coarse_mm == 3 else 0.04)
+    # A gap stays a gap: 4 mm in planes of 1 mm.
+    apart = [points for points in rings(np.zeros(3), 25.0, np.arange(-9.0, 10)) if not 0 < points[0, 2] < 4]
+    assert not contour_mask(apart, Grid((60, 60, 1), (1, 1, 1), (-30, -30, 2))).any()
+
+
+def test_sections_near_each_other_are_no_strays() -> None:
+    # Two runs of planes 3 mm apart that meet 0.8 mm apart: taken for one plane, they would cancel to a thin ring.
+    contours = rings(np.zeros(3), 25.0, np.concatenate([np.arange(-24, 1, 3.0), np.arange(0.8, 24, 3)]))
+    grid = Grid((60, 60, 60), (1, 1, 1), (-30, -30, -30.4))
+    volumes_ml = [contour_mask(contours, grid).sum() / 1000, contour_volume(contours, 3.0)[0]]
+    np.testing.assert_allclose(volumes_ml, 65.4, rtol=0.015)
+
+
 def test_a_plane_alone_is_as_thick_as_is_said() -> None:
     grid = Grid((21, 21, 21), (1, 1, 1))
     contours = [polygon(grid, box(4.5, 4.5, 12.5, 12.5), 10)]
@@ -443,6 +484,26 @@ def test_volume_and_centroid_of_a_box_with_a_hole(any_grid: Grid) -> None:
         found = contour_volume(contours, 1.0)
         assert found[0] == pytest.approx(volumes.sum())
         np.testing.assert_allclose(found[1], grid.index_to_world(middles), atol=1e-9)
+
+
+def test_the_volume_is_of_what_the_mask_covers() -> None:
+    """By the even-odd rule, whatever way contours run."""
+    grid = Grid((60, 60, 3), (0.5, 0.5, 3.0))
+    outer, inner = polygon(grid, box(4.5, 4.5, 44.5, 44.5), 1), polygon(grid, box(10.5, 9.5, 30.5, 29.5), 1)
+    beside = polygon(grid, box(24.5, 29.5, 54.5, 39.5), 1)
+    (keyhole,) = keyholes([outer, inner], grid)
+    same_way = np.concatenate([outer, outer[:1], inner, inner[:1]])
+    bow_tie = polygon(grid, [(4.5, 4.5), (24.5, 24.5), (24.5, 4.5), (4.5, 24.5)], 1)
+    for contours, pixels, off in (
+        ([keyhole], 1600 - 400, 0),
+        ([same_way], 1600 - 400, 0),
+        ([outer, beside], 1600 + 300 - 2 * 200, 0),
+        ([outer, outer[::-1], inner], 400, 0),
+        ([bow_tie], 200, 20),  # its diagonals run through voxels: a pixel a row
+    ):
+        assert contour_volume(contours, 3.0)[0] == pytest.approx(pixels * 0.75e-3, rel=1e-4)
+        assert contour_mask(contours, grid).sum() == pytest.approx(pixels, abs=off)
+    np.testing.assert_allclose(contour_volume([same_way], 3.0)[1], contour_volume([outer, inner], 3.0)[1])
 
 
 def test_the_volume_of_planes_apart() -> None:

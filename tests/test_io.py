@@ -1,4 +1,5 @@
 import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -746,6 +747,7 @@ def test_a_multi_frame_file_that_says_too_little(tmp_path):
     for i, (positions, spacing, says) in enumerate(
         (
             ([*places[:-1], None], None, "has 7 frames and says of 6 where they lie"),
+            (None, None, "has 7 frames and doesn't say that they are evenly spaced slices"),
             (places, [], "has pixels without a size"),
             (places + 0.5 * np.arange(7)[:, None] * [1, 0, 0], None, "tilted gantry"),
         )
@@ -754,10 +756,6 @@ def test_a_multi_frame_file_that_says_too_little(tmp_path):
         for source in (path, path.parent):
             with pytest.raises(InputError, match=says):
                 read_image(source)
-    # Frames that are nowhere are still an image.
-    path = write_multi_frame(tmp_path / "none" / "1.dcm", None, STORED, grid)
-    for source in (path, path.parent):
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(source)), STORED)
 
 
 def test_multi_frame_files_of_one_series_are_volumes_of_their_own(tmp_path):
@@ -846,6 +844,50 @@ def test_slicer_landmarks(tmp_path, header, sign):
     rows = "1,1.5,-2,3,0,0,0,1,1,1,0,F-1,,\n2,4,5.25,-1e3,0,0,0,1,1,1,0,F-2,,\n3,0,0,7,0,0,0,1,1,1,0,F-3,,\n"
     (tmp_path / "a.fcsv").write_text(header + columns + rows)
     np.testing.assert_array_equal(read_landmarks(tmp_path / "a.fcsv"), POINTS * [sign, sign, 1])
+
+
+def markups(**values):
+    points = [{"id": str(i), "label": f"F-{i}", "position": p} for i, p in enumerate(POINTS.tolist(), 1)]
+    points[0] |= {"orientation": [-1, 0, 0, 0, -1, 0, 0, 0, 1], "positionStatus": "defined"}
+    return {"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": points} | values
+
+
+@pytest.mark.parametrize(("system", "sign"), [("LPS", 1), ("RAS", -1)])
+def test_slicer_markups(tmp_path, system, sign):
+    written = {"@schema": "x", "markups": [markups(coordinateSystem=system, coordinateUnits="mm")]}
+    (tmp_path / "a.mrk.json").write_text(json.dumps(written, indent=4))
+    points = read_landmarks(tmp_path / "a.mrk.json")
+    np.testing.assert_array_equal(points, POINTS * [sign, sign, 1])
+    assert points.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"markups": []}, "no list of control points"),
+        ({"markups": [markups(), markups()]}, "one list of points"),
+        ({"markups": [{"type": "Fiducial"}]}, "no list of control points"),
+        ({"markups": [markups(controlPoints=[{"position": ["a", 1, 2]}])]}, "no list of control points"),
+        ([1], "no list of control points"),
+        ({"markups": [markups(coordinateSystem="IJK")]}, "RAS or LPS"),
+        ({"markups": [markups(coordinateSystem=["LPS"])]}, "RAS or LPS"),
+        ({"markups": [markups(coordinateUnits="um")]}, "must hold mm"),
+        ({"markups": [markups(controlPoints=[])]}, "holds no points"),
+        ({"markups": [markups(controlPoints=[{"position": [1, 2]}])]}, "is not a point"),
+        ({"markups": [markups(controlPoints=[{"position": [1, 2, float("nan")]}])]}, "is not a point"),
+        (
+            {"markups": [markups(controlPoints=[{"position": [0, 0, 0], "positionStatus": "undefined"}])]},
+            "weren't placed",
+        ),
+    ],
+)
+def test_slicer_markups_that_are_wrong(tmp_path, written, message):
+    (tmp_path / "a.mrk.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=rf"a\.mrk\.json: .*{message}"):
+        read_landmarks(tmp_path / "a.mrk.json")
+    (tmp_path / "b.json").write_text(json.dumps(written)[:-1])
+    with pytest.raises(InputError, match=r"b\.json: is no list of control points"):
+        read_landmarks(tmp_path / "b.json")
 
 
 @pytest.mark.parametrize(

@@ -280,10 +280,14 @@ def test_contours_must_be_of_the_fits_reference(
     write_structures([on_it], series_in(scans / "ct0"), drawn)
     write_structures([on_it], series_in(scans / "ct0"), elsewhere)
     file = pydicom.dcmread(elsewhere)
-    file.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = series_in(patient / "later").frame_uid
+    for item, keyword in (
+        (file.ReferencedFrameOfReferenceSequence[0], "FrameOfReferenceUID"),
+        (file.StructureSetROISequence[0], "ReferencedFrameOfReferenceUID"),
+    ):
+        setattr(item, keyword, series_in(patient / "later").frame_uid)
     file.save_as(elsewhere)
     line = refused(capsys, *ours, f"rtstruct={elsewhere}")
-    assert re.search(r"later\.dcm: its contours are in another frame of reference than .*ct0", line)
+    assert re.search(r"later\.dcm: ROI 5: in another frame of reference than .*ct0; give", line)
     # What is named counts.
     run(*ours, f"rtstruct={elsewhere}", f"reference={patient / 'later'}")
     run(*ours, f"rtstruct={drawn}", "overwrite=true")
@@ -291,9 +295,32 @@ def test_contours_must_be_of_the_fits_reference(
     assert len(lines) == 1  # of the first: drawn on another series of that frame
     # No frame, but the series.
     del file.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
+    del file.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
     file.save_as(elsewhere)
     run(*ours, f"rtstruct={elsewhere}", "overwrite=true")
     assert said(capsys) == []
+
+
+def test_the_frame_of_each_roi_counts(
+    patient: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that lists another frame first, and has an ROI in it."""
+    file, other = pydicom.dcmread(patient / "plan.dcm"), pydicom.Dataset()
+    other.FrameOfReferenceUID = "1.2.3.4"
+    file.ReferencedFrameOfReferenceSequence.insert(0, other)
+    (marker,) = (item for item in file.StructureSetROISequence if item.ROINumber == 40)
+    marker.ReferencedFrameOfReferenceUID = "1.2.3.4"
+    file.save_as(tmp_path / "two.dcm")
+    known = fitted_to(tmp_path / "known", patient, [str(scans / "ct0"), str(scans / "ct1")])
+    unknown = fitted_to(tmp_path / "unknown", patient, None)
+    given = [f"rtstruct={tmp_path / 'two.dcm'}", f"target={scans / 'ct1'}"]
+    for out, whose in ((known, r".*ct0"), (unknown, "ROI 2")):
+        line = refused(capsys, *arguments(patient, f"out={out}", *given))
+        assert re.search(rf"two\.dcm: ROI 40: in another frame of reference than {whose}; .* rois=", line)
+        run(*arguments(patient, f"out={out}", *given, "rois=5"))
+        assert [roi.number for roi in read_rtstruct(out / "rtstruct" / "t1.dcm").rois] == [5]
+    assert "ROI 40: in another frame" in refused(capsys, *arguments(patient, f"out={known}", *given, "rois=40",
+                                                                    "overwrite=true"))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -322,7 +349,7 @@ def test_what_cannot_be_checked_is_said_once(
         (out / "train_def.yaml").unlink()
     run(*arguments(patient, f"out={out}", "rois=5"))
     (line,) = said(capsys)
-    assert line.startswith(f"can't check whether the patient lies in {patient / 'later'}")
+    assert f"can't check whether the patient lies in {patient / 'later'}" in line
     assert f"nor whether {patient / 'plan.dcm'} was drawn on the reference" in line
     assert reason in line
     switches = ["target_placed=true", f"reference={patient / 'plan'}", "overwrite=true"]

@@ -6,6 +6,7 @@ dicom3tools, a validator, and `plastimatch`, which rasterises the contours.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import DIRECTIONS, make_grid
 from pydicom.data import get_testdata_file
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -161,6 +163,59 @@ def test_one_plane_is_as_thick_as_the_other_rois_planes(tmp_path: Path) -> None:
     assert array(roi_mask(roi, thin)).any((1, 2)).sum() == 5
     roi = read_rtstruct(write_by_hand(tmp_path / "b.dcm", [alone])).roi("alone")
     assert array(roi_mask(roi, thin)).any((1, 2)).sum() == 1
+    # As most are, not as one is that has a stray contour.
+    stray = {"number": 3, "name": "x", "contours": [("CLOSED_PLANAR", rectangle(z)) for z in (110.0, 110.5)]}
+    roi = read_rtstruct(write_by_hand(tmp_path / "c.dcm", [stray, alone, stack, {**stack, "number": 4}])).rois[1]
+    assert roi.thickness_mm == 5
+
+
+def test_a_contour_that_is_there_twice_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Twice the same would be nothing by the even-odd rule.
+    one, two = rectangle(108.0), rectangle(111.0)
+    hole = rectangle(108.0, -17.5, 18.0, -16.5, 20.0)
+    again = [np.roll(one, 1, axis=0), one[::-1], np.roll(two[::-1], 2, axis=0), np.concatenate([hole, hole[:1]])]
+    with caplog.at_level("INFO", "stnerp"):
+        roi = by_hand(tmp_path / "a.dcm", *(("CLOSED_PLANAR", points) for points in (one, two, hole, *again)))
+    assert "ROI 1: 4 contours that are there twice taken once" in caplog.text
+    assert len(roi.contours) == 3
+    assert array(roi_mask(roi, GRID)).sum() == 9 + 9 - 1
+    # Nor where the whole ROI is there twice; what is alike but not the same is kept.
+    file = pydicom.dcmread(tmp_path / "a.dcm")
+    file.ROIContourSequence.append(file.ROIContourSequence[0])
+    file.save_as(tmp_path / "b.dcm")
+    assert len(read_rtstruct(tmp_path / "b.dcm").rois[0].contours) == 3
+    like = [one, one + np.array([0, 0, 0.05]), one[[0, 2, 1, 3]], one * [1, 1.001, 1]]
+    assert len(by_hand(tmp_path / "c.dcm", *(("CLOSED_PLANAR", points) for points in like)).contours) == 4
+
+
+def test_each_roi_has_its_frame_of_reference(tmp_path: Path) -> None:
+    series = ct(tmp_path / "ct")
+    write_structures(drawn_rois(), series, tmp_path / "a.dcm")
+    assert {roi.frame_uid for roi in read_rtstruct(tmp_path / "a.dcm").rois} == {series.frame_uid}
+    file, other = pydicom.dcmread(tmp_path / "a.dcm"), Dataset()
+    other.FrameOfReferenceUID = "1.2.3.4"
+    file.ReferencedFrameOfReferenceSequence.insert(0, other)
+    file.StructureSetROISequence[2].ReferencedFrameOfReferenceUID = "1.2.3.4"
+    del file.StructureSetROISequence[1].ReferencedFrameOfReferenceUID
+    file.StructureSetROISequence.append(file.StructureSetROISequence[0])
+    file.save_as(tmp_path / "b.dcm")
+    structures = read_rtstruct(tmp_path / "b.dcm")
+    assert [roi.frame_uid for roi in structures.rois[:3]] == [series.frame_uid, series.frame_uid, "1.2.3.4"]
+    # The file's is that of most of its ROIs, in whatever order frames are listed; else the first.
+    assert structures.frame_uid == rtstruct_contents(tmp_path / "b.dcm").frame_uid == series.frame_uid
+    for item in file.StructureSetROISequence:
+        item.ReferencedFrameOfReferenceUID = ""
+    file.save_as(tmp_path / "c.dcm")
+    assert {roi.frame_uid for roi in read_rtstruct(tmp_path / "c.dcm").rois} == {"1.2.3.4"}
+
+
+def test_observations_of_no_roi_are_left_out(tmp_path: Path) -> None:
+    write_structures(drawn_rois(), ct(tmp_path / "ct"), tmp_path / "a.dcm")
+    file = pydicom.dcmread(tmp_path / "a.dcm")
+    del file.RTROIObservationsSequence[0].ReferencedROINumber
+    file.RTROIObservationsSequence[2].ReferencedROINumber = None
+    file.save_as(tmp_path / "b.dcm")
+    assert [roi.interpreted_type for roi in read_rtstruct(tmp_path / "b.dcm").rois] == ["", "ORGAN", ""]
 
 
 def test_an_example_of_pydicom_without_preamble() -> None:
@@ -601,6 +656,9 @@ def test_carried_points_and_contours_go_with_the_deformation() -> None:
             before.interpreted_type,
             3,
         )
+    # In the target's frame of reference, whichever that is.
+    framed = [replace(drawn_rois()[0], frame_uid="1.2.3")]
+    assert carried_rois(framed, GRID, lambda p: p, lambda p: p)[0].frame_uid == ""
     # Out of the scan: a point that isn't there.
     far = np.array([0, 0, 100.0])
     assert [len(roi.contours) + len(roi.points) for roi in carried_rois(drawn_rois(), GRID, lambda p: p - far,
@@ -777,6 +835,42 @@ def test_what_of_a_patient_dicom_does_not_take_is_left_out(tmp_path: Path) -> No
     assert "PatientWeight" not in file
     assert "PatientAge" not in file
     assert (file.PatientSize, list(file.OtherPatientIDs)) == (1.8, ["a", "b"])
+
+
+def test_nothing_that_dicom_does_not_take_is_copied_or_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    odd = {"PatientBirthDate": "13.07.1951", "PatientSex": "Männlich", "StudyDate": "2020.01.01",
+           "StudyTime": "12:00", "AccessionNumber": "Secret" * 9, "PatientID": "Secret^1" * 9}  # fmt: skip
+
+    def edit(file: Dataset) -> None:
+        for keyword, value in odd.items():
+            tag, text = Tag(keyword), value.encode("latin-1")
+            file[tag] = RawDataElement(tag, dictionary_VR(keyword), len(text), text, 0, False, True)
+
+    series = edited(tmp_path / "ct", edit)
+    caplog.clear()
+    recwarn.clear()
+    write_structures(drawn_rois(), series, tmp_path / "rs.dcm")
+    assert read_rtstruct(tmp_path / "rs.dcm").patient_id == odd["PatientID"] == series.patient_id
+    assert [str(warning.message) for warning in recwarn] == []
+    assert [record.name for record in caplog.records] == ["stnerp.io.rtstruct"] * 5
+    for keyword, value in odd.items():
+        assert value not in caplog.text
+        assert keyword == "PatientID" or f"the scan's {keyword} is not as DICOM has it" in caplog.text
+    file = pydicom.dcmread(tmp_path / "rs.dcm")
+    assert [file[keyword].value for keyword in odd if keyword != "PatientID"] == [""] * 5
+    assert str(file.PatientName) == str(pydicom.dcmread(series.files[0]).PatientName) != ""
+    assert not logging.getLogger("pydicom").disabled
+
+
+def test_contours_of_no_study_would_not_be_found_with_their_scan(tmp_path: Path) -> None:
+    series = edited(tmp_path / "ct", lambda file: setattr(file, "StudyInstanceUID", ""))
+    with pytest.raises(InputError, match=r"ct: series 'a, 30\.0%' has no StudyInstanceUID.*export it again"):
+        write_structures(drawn_rois(), series, tmp_path / "rs.dcm")
+    with pytest.raises(InputError, match="has no StudyInstanceUID"):
+        write_rtstruct(some_labels(GRID, 1), {1: "A"}, series, tmp_path / "rs.dcm")
+    assert not (tmp_path / "rs.dcm").exists()
 
 
 @pytest.mark.parametrize("text", ["x" * 65, "thorax\\gated, 30%", "y" * 63 + "\\z"])

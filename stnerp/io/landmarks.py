@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.image import check_writable
 
-_FARTHEST_MM = 1e6  # a coordinate is no anatomy's beyond that
+#: A coordinate is no anatomy's beyond that.
+FARTHEST_MM = 1e6
 _Line = tuple[int, str]  # line number from 1, and what stands there
 
 
@@ -27,7 +29,8 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
 
     - elastix and transformix: `point` (LPS mm) or `index` (voxel indices from 0) on the first line,
       the number of points on the second.
-    - 3D Slicer .fcsv, with RAS or LPS in its header (RAS where it has none, as Slicer reads it).
+    - 3D Slicer .fcsv, with RAS or LPS in its header (RAS where it has none, as Slicer reads it), and .mrk.json
+      with one list of control points, RAS or LPS.
     - rows of x, y, z in LPS mm, separated by commas, semicolons, tabs or spaces; columns are found by
       a header (x or x_mm, ...), else a fourth column, in front, is a label: names or whole numbers. Where
       the last column may be the labels as well, the first must be the one that counts, from 0 or 1.
@@ -41,8 +44,8 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
     Raises:
         MissingFileError: no such file.
         InputError: an empty file, a line that isn't a point (its number is named), another number of
-            points than the file states, columns that can be read in two ways, or an `index` file without
-            `grid`.
+            points than the file states, columns that can be read in two ways, an `index` file without
+            `grid`, or points that were named in Slicer and not placed.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f"{path}: no such landmark file; check the path")
@@ -50,6 +53,8 @@ def read_landmarks(path: str | os.PathLike[str], grid: Grid | None = None) -> np
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{path}: can't be read as text; save the landmarks as CSV") from None
+    if Path(path).suffix.lower() == ".json":
+        return _markups(path, text)
     every_line = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in every_line if line and not line.startswith("#")]
     if not lines:
@@ -109,6 +114,24 @@ def _slicer(path: str | os.PathLike[str], comments: Sequence[str], lines: Sequen
         picked = [fields[i] for i in where] if len(fields) > max(where) else fields
         points.append(_point(path, (number, text), picked))
     return np.array(points) * ([1, 1, 1] if system in ("1", "LPS") else [-1, -1, 1])
+
+
+def _markups(path: str | os.PathLike[str], text: str) -> np.ndarray:
+    try:
+        (markups,) = json.loads(text)["markups"]
+        system, unit = markups["coordinateSystem"], markups.get("coordinateUnits", "mm")
+        points = markups["controlPoints"]
+        placed = all(point.get("positionStatus", "defined") == "defined" for point in points)
+        positions = [[float(value) for value in point["position"]] for point in points]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise InputError(f"{path}: is no list of control points; save one list of points from Slicer") from None
+    if system not in ("RAS", "LPS") or unit != "mm":
+        raise InputError(f"{path}: must hold mm as RAS or LPS; save it from Slicer as such")
+    if not placed or not positions:
+        raise InputError(f"{path}: holds no points, or some that weren't placed; place or delete them in Slicer")
+    if not all(len(point) == 3 and all(abs(value) < FARTHEST_MM for value in point) for point in positions):
+        raise InputError(f"{path}: a position is not a point; expected three numbers x, y, z")
+    return np.array(positions) * ([1, 1, 1] if system == "LPS" else [-1, -1, 1])
 
 
 def _table(path: str | os.PathLike[str], lines: Sequence[_Line]) -> np.ndarray:
@@ -189,7 +212,7 @@ def _counts(fields: Sequence[str]) -> bool:
 
 def _point(path: str | os.PathLike[str], line: _Line, fields: Sequence[str]) -> list[float]:
     number, text = line
-    if len(fields) != 3 or not all(_is_number(field) and abs(float(field)) < _FARTHEST_MM for field in fields):
+    if len(fields) != 3 or not all(_is_number(field) and abs(float(field)) < FARTHEST_MM for field in fields):
         shown = "".join(c if c.isprintable() else " " for c in text[:60])
         raise InputError(f"{path}, line {number}: '{shown}' is not a point; expected three numbers x, y, z")
     return [float(field) for field in fields]

@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, read_tags, series_grid
 from stnerp.io.image import check_writable, to_labels
+from stnerp.io.landmarks import FARTHEST_MM
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +52,12 @@ logger = logging.getLogger(__name__)
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 # What is read of a file to know what is in it: everything but the contours.
 _CONTENTS = ("SOPClassUID", "Modality", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence")
+_ROI_FRAME = "ReferencedFrameOfReferenceUID"
 _KINDS = (RTStructureSetStorage, "RTSTRUCT")
-_FARTHEST_MM = 1e6  # a coordinate is no anatomy's beyond that
 _DECIMALS = 4  # of written coordinates in mm
 _IN_SLICE = 0.1  # of the slices' distance: how far from a slice a contour may lie that is written for it
 # What a file says about patient and study comes from the scan that the contours belong to.
-_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_PATIENT = ("PatientName", "PatientBirthDate", "PatientSex")
 _PATIENT_IF_THERE = ("IssuerOfPatientID", "PatientBirthTime", "OtherPatientIDs", "PatientIdentityRemoved",
                      "DeidentificationMethod", "PatientAge", "PatientSize", "PatientWeight")  # fmt: skip
 _STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription")
@@ -75,11 +77,12 @@ class Roi:
         name: as it was typed; other ROIs may have the same.
         color: red, green, blue from 0 to 255, or None.
         contours: closed polygons (N, 3), LPS mm; none where it was named but not drawn, or drawn as points.
-        thickness_mm: distance of neighbouring contours; of one on a single plane, that of the file's other
-            ROIs; None: not known.
+        thickness_mm: distance of neighbouring contours, the median; of one on a single plane, that of the file's
+            other ROIs; None: not known.
         points: drawn as single points (N, 3), LPS mm.
         interpreted_type: what it is for: "PTV", "ORGAN", "SUPPORT", ...; or empty.
         label, description: as they were typed, or empty.
+        frame_uid: frame of reference that it is in, or empty.
     """
 
     number: int
@@ -91,6 +94,7 @@ class Roi:
     interpreted_type: str = ""
     label: str = ""
     description: str = ""
+    frame_uid: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,7 @@ class StructureSet:
 
     Attributes:
         path: of the file, for messages.
-        frame_uid: frame of reference that the contours are in, or empty.
+        frame_uid: frame of reference that most of the ROIs are in, or empty.
         series_uids: of the images that they were drawn on.
         rois: in the order of the file.
         uid: of the file itself (SOP instance).
@@ -180,7 +184,7 @@ def one_roi(found: Sequence[Roi], wanted: str | int, structures: StructureSet) -
 def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
     """The ROIs of an RTSTRUCT file, with their closed contours and points.
 
-    Open lines are left out, with a notice.
+    Open lines are left out, and so is a contour that is there twice, each with a notice.
 
     Raises:
         MissingFileError: no such file.
@@ -189,10 +193,11 @@ def read_rtstruct(path: str | os.PathLike[str]) -> StructureSet:
     with _one_error(path):
         dataset = _read(path)
         frame_uid, series_uids, _ = _references(dataset)
-        rois = _rois(dataset, str(path))
+        rois = _rois(dataset, frame_uid, str(path))
         uid, patient_id = _text(dataset, "SOPInstanceUID"), _text(dataset, "PatientID")
-    nearest = min((roi.thickness_mm for roi in rois if roi.thickness_mm is not None), default=None)
-    known = (roi if roi.thickness_mm is not None else replace(roi, thickness_mm=nearest) for roi in rois)
+    thicknesses_mm = [roi.thickness_mm for roi in rois if roi.thickness_mm is not None]
+    usual_mm = median_low(thicknesses_mm) if thicknesses_mm else None
+    known = (roi if roi.thickness_mm is not None else replace(roi, thickness_mm=usual_mm) for roi in rois)
     return StructureSet(str(path), frame_uid, series_uids, tuple(known), uid, patient_id)
 
 
@@ -258,8 +263,8 @@ def carried_rois(
         target_to_reference, reference_to_target: points (N, 3) to points (N, 3), LPS mm, inverse to each other.
 
     Returns:
-        The same ROIs with other contours (see `stnerp.contours.carried_contours`) and points; one that lies
-        outside the target has none.
+        The same ROIs with other contours (see `stnerp.contours.carried_contours`) and points, in the target's
+        frame of reference, whatever its UID; one that lies outside the target has none.
 
     Raises:
         InputError: an ROI isn't planar.
@@ -280,6 +285,7 @@ def carried_rois(
                 contours=tuple(contours),
                 points=points[grid.contains(points)],
                 thickness_mm=grid.spacing_mm[2],
+                frame_uid="",
             )
         )
     return carried
@@ -289,13 +295,25 @@ def carried_rois(
 def _one_error(path: str | os.PathLike[str]) -> Iterator[None]:
     """pydicom reads sequences when they are asked for, and then finds what is wrong with them."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values in tags that aren't used here
+        with _quietly():
             yield
     except InputError:
         raise
     except Exception:  # of any kind, from a file of any kind
         raise InputError(f"{path}: is a damaged RT Structure Set; copy or export it again") from None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without pydicom's remarks on values that DICOM doesn't take: they quote them, so say who the patient is."""
+    remarks = logging.getLogger("pydicom")
+    before, remarks.disabled = remarks.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        remarks.disabled = before
 
 
 def _read(path: str | os.PathLike[str], keywords: Sequence[str] | None = None) -> Dataset:
@@ -308,7 +326,10 @@ def _read(path: str | os.PathLike[str], keywords: Sequence[str] | None = None) -
 
 
 def _references(dataset: Dataset) -> tuple[str, tuple[str, ...], frozenset[str]]:
-    """Frame of reference, series and images that a structure set was drawn on."""
+    """Frame of reference, series and images that a structure set was drawn on.
+
+    The frame is the one that most ROIs name: a file may list others besides.
+    """
     frames = _items(dataset, "ReferencedFrameOfReferenceSequence")
     series = [
         item
@@ -318,17 +339,22 @@ def _references(dataset: Dataset) -> tuple[str, tuple[str, ...], frozenset[str]]
     ]
     images = (_text(image, "ReferencedSOPInstanceUID")
               for item in series for image in _items(item, "ContourImageSequence"))  # fmt: skip
-    frame_uid = next((_text(frame, "FrameOfReferenceUID") for frame in frames), "")
+    stated = Counter(_text(item, _ROI_FRAME) for item in _items(dataset, "StructureSetROISequence"))
+    del stated[""]
+    listed = next((_text(frame, "FrameOfReferenceUID") for frame in frames), "")
+    frame_uid = max(stated, key=lambda uid: stated[uid], default=listed)
     return frame_uid, tuple(dict.fromkeys(_text(item, "SeriesInstanceUID") for item in series)), frozenset(images)
 
 
-def _rois(dataset: Dataset, path: str) -> list[Roi]:
+def _rois(dataset: Dataset, frame_uid: str, path: str) -> list[Roi]:
+    """`frame_uid`: of ROIs that don't state theirs."""
     drawn: dict[int, list[Dataset]] = defaultdict(list)
     for item in _items(dataset, "ROIContourSequence"):
         drawn[_whole(item, "ReferencedROINumber", path)].append(item)
     observed: dict[int, Dataset] = {}
     for item in _items(dataset, "RTROIObservationsSequence"):
-        observed.setdefault(_whole(item, "ReferencedROINumber", path), item)
+        with suppress(InputError):  # what is said of no ROI is left out
+            observed.setdefault(_whole(item, "ReferencedROINumber", path), item)
     rois = []
     for item in _items(dataset, "StructureSetROISequence"):
         number = _whole(item, "ROINumber", path)
@@ -346,6 +372,7 @@ def _rois(dataset: Dataset, path: str) -> list[Roi]:
                 _text(observation, "RTROIInterpretedType"),
                 _text(observation, "ROIObservationLabel"),
                 _text(item, "ROIDescription"),
+                _text(item, _ROI_FRAME) or frame_uid,
             )
         )
     return rois
@@ -360,18 +387,33 @@ def _thickness_mm(contours: tuple[np.ndarray, ...]) -> float | None:
 
 def _geometry(items: Iterable[Dataset], number: int, path: str) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Closed contours and single points (N, 3)."""
-    contours, points, others = [], [np.empty((0, 3))], 0
+    contours: dict[bytes, np.ndarray] = {}
+    points, others, repeated = [np.empty((0, 3))], 0, 0
     for contour in (contour for item in items for contour in _items(item, "ContourSequence")):
         data, kind = _points(contour, number, path), _text(contour, "ContourGeometricType")
         if kind in _CLOSED and len(data) >= 3:
-            contours.append(data)
+            repeated += contours.setdefault(_borders(data), data) is not data
         elif kind == "POINT":
             points.append(data)
         else:
             others += 1
     if others:
         logger.info("%s: ROI %d: %d open lines left out", path, number, others)
-    return tuple(contours), np.concatenate(points)
+    if repeated:
+        logger.info("%s: ROI %d: %d contours that are there twice taken once", path, number, repeated)
+    return tuple(contours.values()), np.concatenate(points)
+
+
+def _borders(points: np.ndarray) -> bytes:
+    """The same for the same closed contour, wherever it starts and whatever way it runs: twice the same borders
+    would be none by the even-odd rule."""
+    points = np.round(points, _DECIMALS) + 0.0  # no -0.0
+    edges = np.concatenate([points, np.roll(points, -1, axis=0)], axis=1)
+    edges = edges[np.any(edges[:, :3] != edges[:, 3:], axis=1)]
+    turned = np.roll(edges, 3, axis=1)
+    first = np.argmax(edges != turned, axis=1)[:, None]
+    edges = np.where(np.take_along_axis(edges > turned, first, axis=1), turned, edges)
+    return edges[np.lexsort(edges.T)].tobytes()
 
 
 def _points(contour: Dataset, number: int, path: str) -> np.ndarray:
@@ -383,7 +425,7 @@ def _points(contour: Dataset, number: int, path: str) -> np.ndarray:
         points = np.array([number for number in numbers if number != b""], dtype=np.float64).reshape(-1, 3)
     except (TypeError, ValueError):
         points = np.full((1, 3), np.nan)
-    if not (np.abs(points) < _FARTHEST_MM).all():  # NaN included
+    if not (np.abs(points) < FARTHEST_MM).all():  # NaN included
         raise InputError(f"{path}: ROI {number}: a contour is no list of points x, y, z; export it again")
     return points
 
@@ -466,7 +508,8 @@ def write_structures(
 ) -> None:
     """Write ROIs as the structure set of a CT series: computed, unapproved, with UIDs of its own.
 
-    Patient, study and frame of reference are the series'; each contour refers to the slice that it lies in.
+    Patient, study and frame of reference are the series', but for values that DICOM doesn't take, which are left
+    out with a warning; each contour refers to the slice that it lies in.
     Holes are joined to the outlines around them (keyholes), since many programs read nothing else.
 
     Args:
@@ -482,7 +525,7 @@ def write_structures(
         MissingFileError: the folder does not exist.
         InputError: the file exists and `overwrite` is false; no ROIs, two of one number, names that DICOM can't
             keep, contours beside the series' slices; a series without a frame of reference, with missing
-            slices, or with files that have no UID.
+            slices, or without the UID of its study or of a file.
     """
     path = Path(path)
     check_writable(path, overwrite)
@@ -494,10 +537,10 @@ def write_structures(
         raise InputError(f"description: {description!r} must have at most 64 characters, no backslash")
     _check_series(series, title)
     grid = series_grid(series)
-    dataset = _structure_set(series, title, description, source_uid)
-    for i, roi in enumerate(rois):
-        _add_roi(dataset, series, grid, roi if roi.color else replace(roi, color=_COLORS[i % len(_COLORS)]))
-    with replacing(path) as partial:
+    with _quietly(), replacing(path) as partial:
+        dataset = _structure_set(series, title, description, source_uid)
+        for i, roi in enumerate(rois):
+            _add_roi(dataset, series, grid, roi if roi.color else replace(roi, color=_COLORS[i % len(_COLORS)]))
         dataset.save_as(partial, enforce_file_format=True)
 
 
@@ -513,6 +556,11 @@ def _check_series(series: DicomSeries, title: str) -> None:
         raise InputError(f"title: {title!r} must have 1 to 16 characters, no backslash")
     if not series.frame_uid:
         raise InputError(f"{series.folder}: series '{series.description}' has no frame of reference for contours")
+    if not series.study_uid:  # a made-up one would be another than the planning system makes up for the scan
+        raise InputError(
+            f"{series.folder}: series '{series.description}' has no StudyInstanceUID for contours to be found by; "
+            "export it again"
+        )
     for piece, uid in zip(series.slices, series.image_uids, strict=True):
         if not uid:
             raise InputError(f"{piece.path}: has no SOPInstanceUID for contours to refer to; export it again")
@@ -523,13 +571,9 @@ def _mask_on(labels: sitk.Image, label: int, grid: Grid) -> np.ndarray:
     mask = labels == label
     if Grid.of(labels).is_close(grid):
         return sitk.GetArrayFromImage(mask).astype(bool)
-    onto = sitk.ResampleImageFilter()
-    onto.SetSize(grid.size)
-    onto.SetOutputSpacing(grid.spacing_mm)
-    onto.SetOutputOrigin(grid.origin_mm)
-    onto.SetOutputDirection(grid.direction)
-    onto.SetOutputPixelType(sitk.sitkFloat32)
-    return sitk.GetArrayFromImage(onto.Execute(mask))
+    onto = (grid.origin_mm, grid.spacing_mm, grid.direction)
+    shares = sitk.Resample(mask, grid.size, sitk.Transform(), sitk.sitkLinear, *onto, 0.0, sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(shares)
 
 
 def _structure_set(series: DicomSeries, title: str, description: str, source_uid: str) -> Dataset:
@@ -542,12 +586,11 @@ def _structure_set(series: DicomSeries, title: str, description: str, source_uid
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = generate_uid()
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = day, time
-    for keyword in (*_PATIENT, *_STUDY):
-        setattr(dataset, keyword, scan.get(keyword, ""))
-    for keyword in _PATIENT_IF_THERE:
+    for keyword in (*_PATIENT, *_STUDY, *_PATIENT_IF_THERE):
         value = _valid(scan, keyword)
-        if value:
-            setattr(dataset, keyword, value)
+        if value or keyword not in _PATIENT_IF_THERE:
+            setattr(dataset, keyword, value or "")
+    dataset.PatientID = scan.get("PatientID", "")  # as it is: by it the file finds its patient
     dataset.StudyInstanceUID = series.study_uid
     dataset.SeriesInstanceUID = generate_uid()
     dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = (
@@ -588,13 +631,12 @@ def _structure_set(series: DicomSeries, title: str, description: str, source_uid
 
 
 def _valid(dataset: Dataset, keyword: str) -> Any:
-    """A tag's value; None where there is none or DICOM doesn't take it, as a weight of "70,5"."""
+    """A tag's value; None where there is none or DICOM doesn't take it, as a weight of "70,5", with a notice."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused here
-            value = dataset.get(keyword)
+        value = dataset.get(keyword)
         return value and DataElement(keyword, dictionary_VR(keyword), value, validation_mode=RAISE).value
     except (ValueError, TypeError, OverflowError):
+        logger.warning("the scan's %s is not as DICOM has it: left out of the structure set", keyword)
         return None
 
 
