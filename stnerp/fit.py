@@ -32,7 +32,7 @@ from stnerp.geometry import Grid, Triple, affine_points, apply_affine, homogeneo
 from stnerp.guidance import Guide, guides_of
 from stnerp.memory import def_net_bytes, require_memory
 from stnerp.model import STNeRP
-from stnerp.preprocess import normalised, on_grid
+from stnerp.preprocess import normalised, on_grid, thinner_sigma_mm
 from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
@@ -319,6 +319,7 @@ class _Target:
 
     time: float
     similarity: Similarity
+    moved_sigma: tuple[float, float, float]  # of the Gaussian that the moved reference passes, voxels (z, y, x)
     guides: Mapping[str, Guide]
     stretch_mm: torch.Tensor | None  # what pre-alignment stretched, as a velocity (1, 3, z, y, x) on the lattice
 
@@ -361,15 +362,13 @@ class _Level:
         sigma_mm = level.aliasing_sigma_mm(grid, grid)
         if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
             self.reference = partial(_network_values, reference, grid)
-            self.moved_sigma = level.smoothing(
-                grid, math.hypot(settings.smoothing, sigma_mm / min(grid.spacing_mm))
-            )
+            moved_sigma = level.smoothing(grid, math.hypot(settings.smoothing, sigma_mm[0] / min(grid.spacing_mm)))
         else:  # read between its voxels, so it is kept at twice the resolution
             fine, _ = on_grid(
                 reference[part], grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device
             )
             self.reference = partial(sample, _tensor(fine, device))
-            self.moved_sigma = sigma
+            moved_sigma = sigma
         radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
         self.overlap = max(2, radius)  # of slabs: each window lies whole in one
         # Coarse levels look for motion everywhere, in faint tissue too; on the last one edges say more than noise.
@@ -377,7 +376,9 @@ class _Level:
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             image, own = series.images[i], Grid.of(series.images[i])
+            # Of two slice thicknesses both get the larger one: this image now, the reference after it is moved.
             sigma_mm = level.aliasing_sigma_mm(grid, own)
+            moved_voxels = np.divide(thinner_sigma_mm(grid, own), self.voxels.spacing_mm)[::-1]
             values = normalised(image, series.window)
             if own.is_close(series.grid) and np.allclose(alignments[i], np.eye(4)):
                 values, own = values[part], grid
@@ -386,7 +387,8 @@ class _Level:
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels, contrast)
             stretch_mm = self._stretch(alignments[i], device)
-            self.targets[i] = _Target(series.times[i], measure, guides.get(i, {}), stretch_mm)
+            both = tuple(np.hypot(moved_sigma, moved_voxels).tolist())
+            self.targets[i] = _Target(series.times[i], measure, both, guides.get(i, {}), stretch_mm)
 
     def _stretch(self, alignment: np.ndarray, device: torch.device) -> torch.Tensor | None:
         """What an alignment stretches, as a velocity in axis mm on the lattice; None: nothing penalties feel."""
@@ -479,7 +481,7 @@ class _Level:
         settings, spacing_mm = self.settings, self.lattice.spacing_mm
         displacement = exponential(velocity_mm / self.half_extent_mm, settings.squarings)
         terms: dict[str, torch.Tensor] = {
-            settings.loss: target.similarity(self._pull_back(displacement, slab), slab)
+            settings.loss: target.similarity(self._pull_back(displacement, target, slab), slab)
         }
         terms |= self._penalties(velocity_mm, target)
         if target.time in self.given_back:
@@ -504,9 +506,9 @@ class _Level:
             if (weight := getattr(self.settings, name))
         }
 
-    def _pull_back(self, displacement: torch.Tensor, slab: slice) -> torch.Tensor:
+    def _pull_back(self, displacement: torch.Tensor, target: _Target, slab: slice) -> torch.Tensor:
         """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""
-        return pulled_back(self.reference, displacement, self.voxels.shape, slab, self.moved_sigma)
+        return pulled_back(self.reference, displacement, self.voxels.shape, slab, target.moved_sigma)
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]

@@ -27,7 +27,7 @@ def on_grid(
     grid: Grid,
     to: Grid,
     to_image: np.ndarray | None = None,
-    sigma_mm: float = 0.0,
+    sigma_mm: float | Triple = 0.0,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan smoothed, moved and resampled onto another grid, in world space.
@@ -41,16 +41,17 @@ def on_grid(
         grid: where the scan lies.
         to: where it is wanted.
         to_image: (4, 4), a world point of `to` -> the scan's world point; None: the same point.
-        sigma_mm: width of a Gaussian that is applied first, against aliasing.
+        sigma_mm: width of a Gaussian that is applied first, against aliasing; three: along the scan's x, y and z.
         device: where that is computed.
 
     Returns:
         The values (z, y, x) on `to`, float32, and whether the scan covers each voxel (bool).
         Voxels that it doesn't cover hold the nearest covered value.
     """
-    coarse = grid.with_spacing(_smoothed_spacing(grid, to, sigma_mm))
+    sigmas_mm = sigma_mm if isinstance(sigma_mm, tuple) else (sigma_mm,) * 3
+    coarse = grid.with_spacing(_smoothed_spacing(grid, to, sigmas_mm))
     whole = torch.from_numpy(array).to(device)
-    smooth = gaussian_resize(whole, coarse.shape, grid.spacing_mm, sigma_mm).cpu().numpy()
+    smooth = gaussian_resize(whole, coarse.shape, grid.spacing_mm, sigmas_mm).cpu().numpy()
     moved = to_image is not None and not np.allclose(to_image, np.eye(4))
     if not moved and coarse.is_close(to):
         return smooth, np.ones(to.shape, dtype=bool)
@@ -63,7 +64,7 @@ def on_grid(
     resampler.SetTransform(transform)
     resampler.SetInterpolator(sitk.sitkLinear)
     covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
-    if moved and sigma_mm < EVEN_NOISE * max(coarse.spacing_mm):
+    if any(s < EVEN_NOISE * h for s, h in zip(sigmas_mm, coarse.spacing_mm, strict=True)):
         resampler.SetInterpolator(cubic_interpolator(coarse))
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
@@ -77,8 +78,19 @@ def cubic_interpolator(grid: Grid) -> int:
     return sitk.sitkBSpline if min(grid.size) > 2 else sitk.sitkLinear
 
 
+def thinner_sigma_mm(grid: Grid, other: Grid) -> Triple:
+    """σ along a grid's x, y and z of a Gaussian that makes its voxels as thick as another's; 0 where they are.
+
+    A voxel averages over its width h, and a box that wide has a standard deviation of h/√12: so √((h'² − h²)/12).
+    """
+    cosines = np.reshape(grid.direction, (3, 3)).T @ np.reshape(other.direction, (3, 3))
+    more = cosines**2 @ np.square(other.spacing_mm) - np.square(grid.spacing_mm)
+    x, y, z = np.sqrt(np.maximum(more, 0) / 12).tolist()
+    return x, y, z
+
+
 def gaussian_resize(
-    array: torch.Tensor, shape: tuple[int, int, int], spacing_mm: Triple, sigma_mm: float
+    array: torch.Tensor, shape: tuple[int, int, int], spacing_mm: Triple, sigma_mm: Triple
 ) -> torch.Tensor:
     """A volume (z, y, x) smoothed by a Gaussian and read at another shape of the same corners.
 
@@ -87,7 +99,7 @@ def gaussian_resize(
     """
     for axis in range(3):
         n_from, n_to = array.shape[axis], shape[axis]
-        sigma = sigma_mm / spacing_mm[2 - axis]
+        sigma = sigma_mm[2 - axis] / spacing_mm[2 - axis]
         if n_from == n_to and sigma < NARROW:
             continue
         if n_from != n_to and sigma < EVEN_NOISE:
@@ -108,10 +120,10 @@ def _gaussian_matrix(n_from: int, n_to: int, sigma: float) -> torch.Tensor:
     return without_dust(weights / weights.sum(1, keepdim=True))
 
 
-def _smoothed_spacing(grid: Grid, to: Grid, sigma_mm: float) -> Triple:
-    """A spacing for the smoothed scan: the wanted one if both grids share their axes, else half of it."""
+def _smoothed_spacing(grid: Grid, to: Grid, sigma_mm: Triple) -> Triple:
+    """A spacing for the smoothed scan: the wanted one if both grids share their corners, else its own, or σ."""
     same_corners = grid.with_spacing(to.spacing_mm).is_close(to)
     if same_corners:
         return to.spacing_mm
-    x, y, z = (max(s, sigma_mm) for s in grid.spacing_mm)
+    x, y, z = (max(s, sigma) for s, sigma in zip(grid.spacing_mm, sigma_mm, strict=True))
     return x, y, z

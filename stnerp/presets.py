@@ -12,7 +12,8 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from stnerp.errors import InputError
-from stnerp.geometry import Grid, slab_count
+from stnerp.geometry import Grid, Triple, slab_count
+from stnerp.preprocess import thinner_sigma_mm
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Level:
     learning_rate: float | None = None
 
     def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
-        """The voxels that are compared, never finer than the grid's own; `refine` times as many per axis."""
+        """The voxels that are compared, never finer than the grid's own; `refine` times as many per axis where the
+        level has a spacing."""
         if self.spacing_mm is None:
             return grid
         x, y, z = (max(self.spacing_mm, s) / refine for s in grid.spacing_mm)
@@ -85,13 +87,16 @@ class Level:
         slabs = slab_count(self.voxels(grid).shape, voxels_per_step)
         return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
 
-    def aliasing_sigma_mm(self, grid: Grid, image: Grid) -> float:
-        """σ of the Gaussian that an image passes before it is read at a level's voxels; `grid`: the reference's.
+    def aliasing_sigma_mm(self, grid: Grid, image: Grid) -> Triple:
+        """σ along an image's x, y and z of the Gaussian that it passes before it is read at a level's voxels.
 
-        Half of such a voxel, less what the image's own voxels have blurred already: none where they are as wide.
+        Half of such a voxel, less what voxels of the reference, on `grid`, have blurred already; and what makes
+        the image's own voxels as thick as those.
         """
-        wanted_mm = max(self.spacing_mm or 0.0, min(grid.spacing_mm))
-        return 0.5 * math.sqrt(max(0.0, wanted_mm**2 - min(image.spacing_mm) ** 2))
+        own_mm = min(grid.spacing_mm)
+        level_mm = 0.5 * math.sqrt(max(self.spacing_mm or 0.0, own_mm) ** 2 - own_mm**2)
+        x, y, z = (math.hypot(level_mm, thicker_mm) for thicker_mm in thinner_sigma_mm(image, grid))
+        return x, y, z
 
     def smoothing(self, grid: Grid, smoothing: float) -> tuple[float, float, float]:
         """σ (z, y, x), in voxels of this level, of the Gaussian that images pass after they are moved."""

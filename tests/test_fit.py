@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
@@ -19,10 +20,12 @@ from stnerp import (
     RefNet,
     Series,
     STNeRP,
+    fit,
     fit_deformation,
     fit_reference,
     load_series,
     losses,
+    presets,
 )
 from stnerp.checkpoint import read_checkpoint
 from stnerp.def_net import FactorisedDefNet, def_net_of
@@ -197,6 +200,24 @@ def test_paper_preset_from_end_to_end(phantom_series: Series) -> None:
     # The fit starts at the identity, but for velocities of a hundredth.
     assert model.history[0]["loss"] == pytest.approx(first / 3, rel=0.02)
     assert np.isfinite(sitk.GetArrayFromImage(model.image(0.3))).all()
+
+
+@pytest.mark.parametrize("thick_one", [0, 1], ids=["reference", "target"])
+def test_slices_of_two_thicknesses_are_compared_at_one(thick_one: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same thing twice, once in slices three times as thick: at rest they should agree."""
+    fine = Grid((30, 28, 36), (4.0, 4.0, 2.0))
+    noise = np.random.default_rng(0).normal(size=fine.shape)
+    voxels = scipy.ndimage.gaussian_filter(noise, (2, 1.5, 1.5))
+    thick = Grid((30, 28, 12), (4.0, 4.0, 6.0), (0.0, 0.0, 2.0))
+    images = [fine.image(voxels), thick.image(voxels.reshape(12, 3, 28, 30).mean(1))]
+    series = load_series(images[:: 1 - 2 * thick_one][::-1], [0.0, 1.0], window=(voxels.min(), voxels.max()))
+    losses = []
+    for thicker in (fit.thinner_sigma_mm, lambda grid, other: (0.0, 0.0, 0.0)):
+        for module in (fit, presets):
+            monkeypatch.setattr(module, "thinner_sigma_mm", thicker)
+        found = fit_deformation(series, align="none", levels=[(2, 8, 1)], progress=False)
+        losses.append(found.history[0]["local_ncc"])
+    assert losses[0] < 0.7 * losses[1]
 
 
 def test_loss_is_the_sum_of_its_terms(phantom_series: Series) -> None:
@@ -461,7 +482,7 @@ def test_the_same_image_where_it_was_costs_nothing(level: Level, smoothing: floa
     voxels = normalised(white, series.window)
     images = _Level(net, voxels, series, np.stack([np.eye(4)] * 2), settings, {}, level)
     still = torch.zeros(1, 3, *images.lattice.shape)
-    moved = images._pull_back(still, slice(None))
+    moved = images._pull_back(still, images.targets[1], slice(None))
     assert moved.std() > 1e-3  # there is something to compare
     # 1 - a mean of correlations: rounding of float32, 6e-8, over variances of 1e-3 and more of values below 0.5.
     assert float(images.targets[1].similarity(moved, slice(None))) == pytest.approx(0, abs=1e-4)
@@ -663,7 +684,7 @@ def test_after_a_level_with_a_rate_of_its_own_the_fit_s_goes_on(
 
 def test_an_image_finer_than_the_reference_is_smoothed_before_it_is_read(phantom_series: Series) -> None:
     """Noise of voxels of 2.5 mm, compared on 10 mm: read at points it would be as strong as before; a Gaussian of
-    s = √(10² − 2.5²) / 2 mm leaves √(2.5 / (2 √π s)) of it along each axis."""
+    s = √((10² − 2.5²) / 12) mm leaves √(2.5 / (2 √π s)) of it along each axis."""
     coarse = phantom_series.grid.with_spacing(10.0)
     fine = phantom_series.grid.with_spacing(2.5)
     draw = np.random.default_rng(0)
@@ -677,9 +698,9 @@ def test_an_image_finer_than_the_reference_is_smoothed_before_it_is_read(phantom
     measure = images.targets[1].similarity
     assert isinstance(measure, LocalNCC)
     within = measure.fixed[0, 0, 2:-2, 2:-2, 2:-2]  # the border is repeated beyond
-    sigma_mm = 0.5 * np.sqrt(10**2 - 2.5**2)
+    sigma_mm = np.sqrt((10**2 - 2.5**2) / 12)
     left = (2.5 / (2 * np.sqrt(np.pi) * sigma_mm)) ** 1.5
-    assert left < 0.1
+    assert left < 0.2
     # Of the window's half, 0.05 of its range, in some thousand voxels that share noise with their neighbours.
     assert float(within.std()) == pytest.approx(0.05 * left, rel=0.1)
 

@@ -11,7 +11,7 @@ from conftest import DIRECTIONS, make_grid
 from scipy.spatial.transform import Rotation
 
 from stnerp.geometry import Grid, affine_transform, apply_affine
-from stnerp.preprocess import gaussian_resize, normalised, on_grid
+from stnerp.preprocess import gaussian_resize, normalised, on_grid, thinner_sigma_mm
 from stnerp.window import Window
 
 
@@ -93,7 +93,11 @@ def test_grids_of_other_directions_show_the_same_world(any_grid: Grid) -> None:
     values, covered = on_grid(ramp(grid.points_world()), grid, to)
     inside = np.all(np.abs(grid.world_to_cube(to.points_world())) <= 1, axis=-1)
     assert inside.sum() > 20
-    assert np.abs(values - ramp(to.points_world()))[inside].max() < SINGLE
+    # Cubic splines end flat at the scan's border, an error that every voxel from there makes a quarter of.
+    error = np.abs(values - ramp(to.points_world()))
+    assert error[inside].max() < 1e-3
+    far_in = np.all(np.abs(grid.world_to_cube(to.points_world())) <= 1 - 8 / np.array(grid.size), axis=-1)
+    assert error[far_in].max(initial=0) < 1e-4
     assert covered[inside].all()
 
 
@@ -157,7 +161,7 @@ def test_coarser_grid_of_the_same_corners(oblique_grid: Grid, sigma_mm: float) -
     to = oblique_grid.with_spacing(8.0)
     values, covered = on_grid(noise(oblique_grid.shape), oblique_grid, to, None, sigma_mm)
     expected = gaussian_resize(
-        torch.from_numpy(noise(oblique_grid.shape)), to.shape, oblique_grid.spacing_mm, sigma_mm
+        torch.from_numpy(noise(oblique_grid.shape)), to.shape, oblique_grid.spacing_mm, (sigma_mm,) * 3
     )
     assert np.array_equal(values, expected.numpy())
     assert covered.all()
@@ -188,13 +192,39 @@ def test_smoothing_is_in_millimetres_on_any_grid() -> None:
         assert expected.max() > 0.4
 
 
+# -- two slice thicknesses
+
+
+def test_thin_voxels_get_the_thickness_of_thick_ones() -> None:
+    """Smooth structure averaged over 6 mm, and over 2 mm and then as the Gaussian says, are the same to 1 %."""
+    thin, thick = Grid((4, 4, 150), (1.0, 1.0, 2.0)), Grid((4, 4, 50), (1.0, 1.0, 6.0), (0.0, 0.0, 2.0))
+    z_mm = np.arange(0.1, 300, 0.2) - 1
+    structure = np.sin(2 * np.pi * z_mm / 25)
+    over_2_mm, over_6_mm = (structure.reshape(-1, n).mean(1) for n in (10, 30))
+    sigma_mm = thinner_sigma_mm(thin, thick)
+    assert sigma_mm == (0, 0, pytest.approx(np.sqrt(32 / 12)))
+    volume = np.broadcast_to(over_2_mm[:, None, None], thin.shape).copy()
+    found, _ = on_grid(volume, thin, thin, None, sigma_mm)
+    inside = slice(4, -4)
+    assert np.abs(found[1::3, 2, 2] - over_6_mm)[inside].max() < 0.01
+    assert np.abs(volume[1::3, 2, 2] - over_6_mm)[inside].max() > 0.05
+    assert thinner_sigma_mm(thick, thin) == thinner_sigma_mm(thin, thin) == (0, 0, 0)
+
+
+def test_thickness_is_looked_at_along_a_grid_s_own_axes() -> None:
+    axial = Grid((5, 5, 5), (1.0, 2.0, 6.0))
+    coronal = Grid((5, 5, 5), (1.0, 1.0, 5.0), direction=(1, 0, 0, 0, 0, 1, 0, -1, 0))  # its third axis is y
+    assert thinner_sigma_mm(axial, coronal) == (0, pytest.approx(np.sqrt(21 / 12)), 0)
+    assert thinner_sigma_mm(coronal, axial) == (0, pytest.approx(np.sqrt(35 / 12)), 0)
+
+
 # -- gaussian_resize
 
 
 @pytest.mark.parametrize("sigma_mm", [3.0, 5.0])
 def test_gaussian_is_scipy_s(sigma_mm: float) -> None:
     spacing_mm, volume = (1.5, 2.0, 3.0), np.random.default_rng(0).random((31, 35, 41))
-    found = gaussian_resize(torch.from_numpy(volume), (31, 35, 41), spacing_mm, sigma_mm).numpy()
+    found = gaussian_resize(torch.from_numpy(volume), (31, 35, 41), spacing_mm, (sigma_mm,) * 3).numpy()
     sigma = [sigma_mm / s for s in spacing_mm[::-1]]
     expected = scipy.ndimage.gaussian_filter(volume, sigma, truncate=12, mode="constant")
     # In the interior, six sigma from any border: e^-18 = 1e-8 of the weight is beyond.
@@ -211,17 +241,17 @@ def test_gaussian_is_scipy_s(sigma_mm: float) -> None:
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 def test_hardly_smoothed_it_is_read_by_scipy_s_cubic_spline(sigma: float) -> None:
     volume = torch.rand(6, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    smooth = gaussian_resize(volume, (6, 7, 9), (1.0, 1.0, 1.0), sigma).numpy()
+    smooth = gaussian_resize(volume, (6, 7, 9), (1.0, 1.0, 1.0), (sigma,) * 3).numpy()
     expected = scipy.ndimage.zoom(smooth, (11 / 6, 4 / 7, 1), order=3, mode="mirror")
-    found = gaussian_resize(volume, (11, 4, 9), (1.0, 1.0, 1.0), sigma)
+    found = gaussian_resize(volume, (11, 4, 9), (1.0, 1.0, 1.0), (sigma,) * 3)
     assert np.abs(found.numpy() - expected).max() < 1e-12
 
 
 def test_gaussian_keeps_constants_and_narrow_ones_change_nothing() -> None:
     constant = torch.full((6, 7, 9), 0.7, dtype=torch.float64)
-    assert (gaussian_resize(constant, (3, 9, 5), (1.0, 2.0, 3.0), 2.5) - 0.7).abs().max() < 1e-14
+    assert (gaussian_resize(constant, (3, 9, 5), (1.0, 2.0, 3.0), (2.5,) * 3) - 0.7).abs().max() < 1e-14
     volume = torch.rand(6, 7, 9, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(gaussian_resize(volume, (6, 7, 9), (2.0, 2.0, 2.0), 0.5), volume)
+    assert torch.equal(gaussian_resize(volume, (6, 7, 9), (2.0, 2.0, 2.0), (0.5,) * 3), volume)
 
 
 def test_affine_transform_is_simpleitk_s_form() -> None:

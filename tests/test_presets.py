@@ -153,13 +153,14 @@ def test_numbers_of_numpy_and_whole_ones_with_a_point_are_numbers() -> None:
 
 def test_gaussians_of_a_level() -> None:
     coarse = Grid((41, 31, 21), (2.5, 2.5, 2.5))
-    # Half a voxel of the level, less what the scan's voxels have blurred: √(2² − 1²) / 2, nothing of coarser ones.
+    # Half a voxel of the level, less what the reference's voxels have blurred: √(2² − 1²) / 2.
     level, own = Level(2.0, None, 1), Level(None, None, 1)
-    assert level.aliasing_sigma_mm(CT, CT) == pytest.approx(3**0.5 / 2)
-    assert level.aliasing_sigma_mm(coarse, coarse) == own.aliasing_sigma_mm(CT, CT) == 0
-    # Voxels are no finer than the reference's: for them a finer image passes a Gaussian, a coarser one none.
-    assert level.aliasing_sigma_mm(coarse, CT) == own.aliasing_sigma_mm(coarse, CT) == pytest.approx(5.25**0.5 / 2)
-    assert level.aliasing_sigma_mm(CT, coarse) == 0
+    assert level.aliasing_sigma_mm(CT, CT) == pytest.approx((3**0.5 / 2,) * 3)
+    assert level.aliasing_sigma_mm(coarse, coarse) == own.aliasing_sigma_mm(CT, CT) == (0, 0, 0)
+    # An image with thinner voxels, √(h² / 12) more, h² being the difference; of a thicker one nothing.
+    thicker = (5.25 / 12) ** 0.5
+    assert own.aliasing_sigma_mm(coarse, CT) == pytest.approx((thicker, thicker, 0))
+    assert level.aliasing_sigma_mm(CT, coarse) == pytest.approx((3**0.5 / 2,) * 3)
     # After moving, 0.7 of the scan's finest spacing, in voxels of the level, (z, y, x).
     assert Level(2.0, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.35, 0.35), rel=0.01)
     assert Level(None, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.7, 0.7))

@@ -148,8 +148,8 @@ def to_labels(image: sitk.Image, name: str) -> sitk.Image:
     """The image with an integer type; `name` is for the message.
 
     Raises:
-        InputError: no SimpleITK image, values that aren't whole numbers, or floating-point ones that don't fit into
-            32 bits.
+        InputError: no SimpleITK image, values that aren't whole numbers, or floating-point ones that don't fit
+            into 32 bits.
     """
     if not isinstance(image, sitk.Image):
         raise InputError(
