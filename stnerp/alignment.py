@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -167,9 +168,17 @@ def affine_at(matrices: np.ndarray, times: Sequence[float], t: float, period: fl
 
     Before the first and after the last time it stays as it is there.
     """
-    identity = np.eye(4)
-    if all(np.allclose(matrix, identity) for matrix in matrices):
-        return identity
-    logs = np.stack([scipy.linalg.logm(matrix).real for matrix in matrices]).reshape(len(matrices), 16)
+    logs = _logarithms(np.ascontiguousarray(matrices, dtype=float).tobytes())
+    if logs is None:
+        return np.eye(4)
     log = [np.interp(t, times, column, period=period) for column in logs.T]
     return scipy.linalg.expm(np.reshape(log, (4, 4)))
+
+
+@lru_cache(maxsize=8)  # a model asks for those of its own again and again, each a millisecond
+def _logarithms(matrices: bytes) -> np.ndarray | None:
+    """log of matrices (T, 4, 4), float64, as (T, 16); None where all are the identity."""
+    each = np.frombuffer(matrices).reshape(-1, 4, 4)
+    if np.allclose(each, np.eye(4)):
+        return None
+    return np.stack([scipy.linalg.logm(matrix).real for matrix in each]).reshape(-1, 16)

@@ -154,8 +154,10 @@ class SpaceTimeDefNet(DefNet):
 
     def _unit_time(self, t: float) -> float:
         first, last = self.time_basis.measured_range
-        if self.time_basis.period is not None:  # the network doesn't know that the cycle closes
-            t = first + (t - first) % self.time_basis.period
+        if (period := self.time_basis.period) is not None:  # the network doesn't know that the cycle closes
+            t = first + (t - first) % period
+            if first + period - t < 1e-9 * period:  # whole cycles later, but for rounding
+                t = first
         return (t - first) / (last - first)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -53,8 +55,17 @@ def guides_of(
     Raises:
         InputError: a time that no image but the reference has, or guidance that the series doesn't have.
     """
-    known = {
-        "contours": (settings.contours, series.masks, contour_guide),
+    region = series.grid if region is None else region
+
+    @cache  # of all times
+    def reference_distance(label: int) -> tuple[torch.Tensor, Grid]:
+        reference = series.masks[series.reference]
+        assert reference is not None
+        distance, box = signed_distance(reference, label)
+        return torch.from_numpy(distance).to(device)[None, None], box
+
+    known: dict[str, tuple[float, Sequence[Any], Callable[..., Guide]]] = {
+        "contours": (settings.contours, series.masks, partial(contour_guide, reference_distance)),
         "landmarks": (settings.landmarks, series.landmarks, landmark_guide),
     }
     asked = {name: (given, make) for name, (weight, given, make) in known.items() if weight > 0}
@@ -69,7 +80,7 @@ def guides_of(
             raise InputError(f"{name}: none are known on the reference, {series.names[series.reference]}")
         for i in chosen:
             if given[i] is not None:
-                guides.setdefault(i, {})[name] = make(series, i, alignments[i], region or series.grid, device)
+                guides.setdefault(i, {})[name] = make(series, i, alignments[i], region, device)
         if not any(name in found for found in guides.values()):
             raise InputError(
                 f"{name}: have a weight of {getattr(settings, name):g}, but none are known at the guided times; "
@@ -123,11 +134,19 @@ def landmark_guide(
 
 
 def contour_guide(
-    series: Series, i: int, alignment: np.ndarray, region: Grid, device: torch.device | str = "cpu"
+    reference_distance: Callable[[int], tuple[torch.Tensor, Grid]],
+    series: Series,
+    i: int,
+    alignment: np.ndarray,
+    region: Grid,
+    device: torch.device | str = "cpu",
 ) -> Guide:
     """How far surfaces of image i, once moved, are from the reference's: mean robust distance, mm, of each label
     that both masks have, each counting as much as another. What comes from beyond the reference's mask has no
     surface there to meet, and doesn't count.
+
+    Args:
+        reference_distance: `signed_distance` of a label of the reference's mask, as a tensor (1, 1, z, y, x).
 
     Raises:
         InputError: no label in common.
@@ -137,10 +156,9 @@ def contour_guide(
     assert reference is not None
     surfaces, drawn = [], Grid.of(reference)
     for label in sorted(_labels(mask) & _labels(reference)):
-        distance, box = signed_distance(reference, label)
+        field, box = reference_distance(label)
         points = surface_points(*signed_distance(mask, label))
-        if len(points) > 0 and distance.max() > 0:
-            field = torch.from_numpy(distance).to(device)[None, None]
+        if len(points) > 0 and field.max() > 0:
             surfaces.append((_cube(region, points, alignment, device), field, box))
     if not surfaces:
         raise InputError(

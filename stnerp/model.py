@@ -30,7 +30,7 @@ from stnerp.presets import DefNetSettings, def_net_settings_of
 from stnerp.ref_net import RefNet
 from stnerp.region import around, faded
 from stnerp.series import Series
-from stnerp.time_basis import Gaps, TimeBasis
+from stnerp.time_basis import Gaps, TimeBasis, index_at
 from stnerp.velocity import exponential
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "stnerp model"
 INVERSE_STEPS = 30
+KEPT_NUMBERS = 2**26  # of the displacements asked for last: half a gigabyte, many of them on a coarse lattice
 
 
 class STNeRP:
@@ -119,6 +120,8 @@ class STNeRP:
             raise InputError(
                 f"appearance: density needs CT in a window that shows the lung, not from {self.window.low:g} on"
             )
+        if appearance == "blend":
+            self._warn_beyond(t)
         jacobian = sitk.GetArrayFromImage(self.jacobian(t, grid)) if appearance == "density" else None
         index_to_aligned = self._to_aligned(t) @ grid.index_to_world_matrix
         index_to_cube = self.grid.world_to_cube_matrix @ index_to_aligned
@@ -348,6 +351,11 @@ class STNeRP:
         values = sample(field, (points.to(field) * scale + shift).reshape(1, -1, 3))[0]
         return (values.T / scale).reshape(points.shape).to(points)
 
+    def _warn_beyond(self, t: float) -> None:
+        first, last = self.def_net.time_basis.measured_range
+        if self.period is None and not first <= t <= last and index_at(self.times, t) is None:
+            logger.warning("t = %g is an extrapolation: the measured times are %g to %g", t, first, last)
+
     def _lattice_displacement(self, t: float, inverse: bool) -> torch.Tensor:
         """exp(±v_t) − id on the lattice, (1, 3, z, y, x), units of its cube, float64.
 
@@ -355,15 +363,14 @@ class STNeRP:
         """
         key = (float(t), inverse)
         if key not in self._displacements:
-            first, last = self.def_net.time_basis.measured_range
-            if self.period is None and not first <= t <= last:
-                logger.warning("t = %g is an extrapolation: the measured times are %g to %g", t, first, last)
+            self._warn_beyond(t)
             velocity_mm = self.velocity_mm(t)
             velocity = velocity_mm / torch.tensor(self.lattice.half_extent_mm).to(velocity_mm)[:, None, None, None]
             field = exponential(-velocity if inverse else velocity, self.settings.squarings)
-            if len(self._displacements) >= 8:  # lattices are small, but time is continuous
+            field = field.double()
+            if len(self._displacements) >= max(1, KEPT_NUMBERS // field.numel()):  # time is continuous
                 self._displacements.clear()
-            self._displacements[key] = field.double()
+            self._displacements[key] = field
         return self._displacements[key]
 
     def velocity_mm(self, t: float) -> torch.Tensor:

@@ -73,8 +73,11 @@ class RefNet(nn.Module):
         self.remainder: torch.Tensor | None
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
-        """Intensities (N,), about [0, 1], at cube points (N, 3); differentiable in both."""
-        points = points.to(next(self.parameters()).dtype)
+        """Intensities (N,), about [0, 1], at cube points (N, 3); differentiable in both.
+
+        Beyond the image it is its border's: what a network says of where it saw nothing is made up.
+        """
+        points = points.to(next(self.parameters()).dtype).clamp(-1, 1)
         # The paper's coordinates are p ∈ [0, 1]³; the feature grid reads the cube itself.
         inputs = (points + 1) / 2 if self.settings.backbone == "siren" else points
         values = in_chunks(self.network, inputs, CHUNK)[:, 0]
@@ -92,9 +95,9 @@ class RefNet(nn.Module):
                 values[part] = self(points.reshape(-1, 3)).reshape(points.shape[:-1]).cpu().numpy()
         return values
 
-    def image(self, grid: Grid | None = None) -> sitk.Image:
+    def image(self, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """The reference image as the network knows it, in the scan's own intensities."""
-        grid = grid or self.grid
+        grid = Grid.of(self.grid if grid is None else grid)
         return grid.image(self.window.denormalise(self.render(grid)))
 
     def to_dict(self) -> dict[str, Any]:

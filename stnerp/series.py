@@ -380,6 +380,7 @@ def _check_times(
         )
     if period is not None:
         _check_period(values, names, period)
+        _warn_of_a_gap(values, float(period))
     elif len(values) > 2:
         _warn_of_uneven(values)
     return values
@@ -400,6 +401,19 @@ def _warn_of_uneven(times: tuple[float, ...]) -> None:
             "times: %g and %g are very near, others %g apart, and what is predicted between those may be far off; "
             "leave one of the two out",
             *(times[i], times[i + 1], max(gaps)),
+        )
+
+
+def _warn_of_a_gap(times: tuple[float, ...], period: float) -> None:
+    """Harmonics are free where no image of the cycle holds them."""
+    gaps = [after - before for before, after in pairwise([*times, times[0] + period])]
+    widest = max(gaps)
+    if widest > period / 2:
+        i = gaps.index(widest)
+        logger.warning(
+            "times: no image between %g and %g, more than half of the cycle of %g; what is predicted there is a "
+            "guess",
+            *(times[i], times[i] + widest, period),
         )
 
 

@@ -203,3 +203,12 @@ def test_a_cycle_later_is_the_same_phase(form: str) -> None:
     net = def_net_of(GRID, basis, dataclasses.replace(SMALL, form=form))  # type: ignore[arg-type]
     now, later = net(some_points(), [3.0, 13.0])
     torch.testing.assert_close(now, later)
+
+
+def test_whole_cycles_later_is_the_first_phase_however_they_round() -> None:
+    """2.4 % 0.8 is 0.7999…, the far end of what the network's time is."""
+    basis = TimeBasis((0.0, 0.2, 0.4, 0.6), 0.0, 0.8)
+    net = SpaceTimeDefNet(GRID, basis, SMALL)
+    for t in (0.8, 2.4, 4.0, 4.8, -0.8, -1e-17):
+        assert net._unit_time(t) == pytest.approx(0, abs=1e-9)
+    assert net._unit_time(0.7) == pytest.approx(0.7 / 0.6)

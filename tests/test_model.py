@@ -619,3 +619,24 @@ def test_extrapolation_is_announced(oblique_grid: Grid, caplog: pytest.LogCaptur
     assert not caplog.records
     found.map_points(points, found.times[-1] + 1)
     assert "extrapolation" in caplog.text
+
+
+def test_times_that_differ_by_rounding_are_no_extrapolation(
+    oblique_grid: Grid, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Uniform(oblique_grid)
+    net.time_basis = TimeBasis((0.0, 0.1, 0.2, 0.3), 0.0)
+    found = make(net, np.stack([np.eye(4)] * 4))
+    found.map_points(np.zeros((1, 3)), 0.1 * 3)  # 0.30000000000000004
+    assert not caplog.records
+    found.map_points(np.zeros((1, 3)), 0.31)
+    assert "extrapolation" in caplog.text
+
+
+def test_displacements_are_kept_within_bounds(oblique_grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make(Uniform(oblique_grid))
+    numbers = 3 * found.lattice.voxels
+    monkeypatch.setattr("stnerp.model.KEPT_NUMBERS", 2.5 * numbers)
+    for t in (0.5, 1.0, 1.5, 2.0, 2.5):
+        found.map_points(np.zeros((1, 3)), t)
+        assert 1 <= len(found._displacements) <= 2

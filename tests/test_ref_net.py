@@ -171,3 +171,12 @@ def test_loss_that_is_no_number_stops_the_fit(series: Series) -> None:
 def test_unknown_settings_are_refused(series: Series, settings: dict[str, object], word: str) -> None:
     with pytest.raises(InputError, match=word):
         fit_reference(series, progress=False, device="cpu", **{"iterations": 1, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", QUICK)
+def test_beyond_the_image_it_is_the_border_s(series: Series, backbone: str) -> None:
+    net = fit_reference(series, progress=False, device="cpu", **{**QUICK[backbone], "iterations": 2})
+    edge = torch.tensor([[1.0, 0.3, -0.2], [-1.0, 0.3, 1.0]])
+    beyond = torch.tensor([[1.7, 0.3, -0.2], [-3.0, 0.3, 1.2]])
+    with torch.no_grad():
+        assert torch.equal(net(beyond), net(edge))

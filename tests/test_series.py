@@ -477,3 +477,11 @@ def test_what_a_series_and_a_fit_print_says_what_they_are():
 def test_something_else_in_place_of_a_series(fit):
     with pytest.raises(InputError, match="expected what load_series gives back, got list"):
         fit(["a.nii.gz"])
+
+
+def test_a_cycle_that_was_seen_in_part_is_told_of(caplog):
+    load_series(three(), times=[0, 3, 6], period=10)
+    load_series(three()[:2], times=[0, 5], period=10)
+    assert not caplog.records
+    load_series(three(), times=[0, 1, 3], period=10)
+    assert "no image between 3 and 10, more than half of the cycle of 10" in caplog.text
