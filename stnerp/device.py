@@ -21,7 +21,7 @@ def device_of(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"device: {name!r} is not a device; give auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {name!r} is not supported; give auto, cpu or cuda")

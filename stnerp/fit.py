@@ -30,10 +30,10 @@ from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, affine_points, apply_affine, homogeneous, random_slabs
 from stnerp.guidance import Guide, guides_of
-from stnerp.memory import def_net_bytes, require_memory
+from stnerp.memory import def_net_bytes, flow_bytes, require_memory
 from stnerp.model import STNeRP
 from stnerp.preprocess import normalised, on_grid, thinner_sigma_mm
-from stnerp.presets import DefNetSettings, Level, preset_of, with_changes
+from stnerp.presets import FLOW, DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
@@ -110,6 +110,8 @@ def fit_deformation(
     region = box_around(patient, series.grid, unaligned)
     images = len(fitted_images(series, chosen))
     require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
+    if appearance == "blend":
+        require_memory(flow_bytes(region, len(series), FLOW), where, "the flow between neighbours")
     identity: dict[str, object] = {}
     if checkpoint is not None:
         asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
@@ -185,7 +187,9 @@ def _init_identity(init: Any) -> object:
     return init
 
 
-def _check_ref_net(ref_net: RefNet, series: Series) -> None:
+def _check_ref_net(ref_net: object, series: Series) -> None:
+    if not isinstance(ref_net, RefNet):
+        raise InputError(f"ref_net: expected what fit_reference gives back, got {type(ref_net).__name__}")
     if not ref_net.grid.is_close(series.grid):
         raise InputError("ref_net: it was fitted to another grid than this series' reference; fit it again")
     theirs, ours = ref_net.window, series.window

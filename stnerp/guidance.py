@@ -97,7 +97,7 @@ def image_at(series: Series, t: float, argument: str) -> int:
     Raises:
         InputError: there is none; the message names the argument.
     """
-    i = index_at(series.times, t)
+    i = index_at(series.times, t) if isinstance(t, int | float) else None
     if i is not None and i != series.reference:
         return i
     listed = ", ".join(f"{series.times[i]:.15g}" for i in series.targets)

@@ -32,6 +32,7 @@ FROZEN_LAYER = 1.0  # the same of a network that isn't trained
 GRID_POINT = 4.0  # of each unit of a feature grid's decoder, and point
 RENDERED = 19.0  # of each voxel of a slab, while Ref-Net is drawn: most of them points in double precision
 SMOOTHING = 4.0  # of each voxel of a scan, while a level is made
+READ = 5.0  # of each voxel of an image of the flow, while it is read by cubic splines
 TARGET = {"local_ncc": 5.0, "global_ncc": 1.0, "mse": 1.0}  # of each voxel that is compared, and image
 STEP = {"local_ncc": 22.0, "global_ncc": 16.0, "mse": 16.0}  # of each voxel that a step looks at
 VELOCITY = 6.0  # of each lattice point, direction and function of time
@@ -69,6 +70,14 @@ def def_net_bytes(
         ref_net: with a Ref-Net or without.
     """
     return max(_level_bytes(grid, images, functions, settings, level, ref_net) for level in settings.levels)
+
+
+def flow_bytes(grid: Grid, images: int, settings: DefNetSettings) -> float:
+    """The most that `fit_flow` holds besides the series, in bytes: images at twice the last level's resolution,
+    each made with `READ` numbers a voxel."""
+    fine = max(level.voxels(grid, refine=2).voxels for level in settings.levels)
+    kept = images * (fine + grid.voxels) + READ * fine
+    return def_net_bytes(grid, 2, images, settings, ref_net=False) + NUMBER * kept
 
 
 def _level_bytes(

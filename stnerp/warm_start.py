@@ -33,13 +33,14 @@ from stnerp.preprocess import normalised
 from stnerp.presets import DefNetSettings
 from stnerp.ref_net import cosine, fingerprint_of
 from stnerp.series import Series
-from stnerp.time_basis import TimeBasis
+from stnerp.time_basis import TimeBasis, index_at
 from stnerp.velocity import exponential
 from stnerp.warp import sample
 
 Fit: TypeAlias = "STNeRP | str | os.PathLike[str]"  # a model, or the file of one
 Init: TypeAlias = "Fit | Sequence[Fit] | Mapping[float, PairRegistration | sitk.Image]"
 
+ALIGNED_MM = 5.0  # at the image's corners; less is found again in a few steps
 LOGARITHM_STEPS = 10
 LEARNING_STEPS, LEARNING_RATE, LEARNING_POINTS = 200, 1e-3, 2048
 # Of the settings' learning rate, after a start: where nothing is to be found any more, full steps lose it again.
@@ -85,13 +86,30 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
         model = fit if isinstance(fit, STNeRP) else STNeRP.load(os.fspath(fit), device="cpu")
         _check(model, net, settings)
         nets.append(copy.deepcopy(net).cpu())
-        transplant(nets[-1], copy.deepcopy(model.def_net).cpu(), between_references(series, model))
+        to_source = between_references(series, model)
+        if np.array_equal(to_source, np.eye(4)):
+            _check_alignments(model, series, alignments)
+        transplant(nets[-1], copy.deepcopy(model.def_net).cpu(), to_source)
     net.load_state_dict(nets[0].state_dict())
     if len(nets) > 1:
         _take_mean(net, nets, [series.times[i] for i in series.targets], lattice)
 
 
 # -- another fit
+
+
+def _check_alignments(model: STNeRP, series: Series, alignments: np.ndarray) -> None:
+    """Refuse a fit of the same reference that was pre-aligned otherwise: what that lacks is in its velocity."""
+    corners, apart_mm = series.grid.corners_world(), 0.0
+    for t, alignment in zip(series.times, alignments, strict=True):
+        if (i := index_at(model.times, t, model.period)) is not None:
+            moved_mm = [apply_affine(matrix, corners) for matrix in (model.alignments[i], alignment)]
+            apart_mm = max(apart_mm, float(np.linalg.norm(moved_mm[0] - moved_mm[1], axis=1).max()))
+    if apart_mm > ALIGNED_MM:
+        raise InputError(
+            f"init: its images were pre-aligned otherwise, by up to {apart_mm:.3g} mm; fit with the same align, "
+            "or start from its displacements, {t: PairRegistration(model.displacement(t)), ...}"
+        )
 
 
 def between_references(series: Series, model: STNeRP) -> np.ndarray:
@@ -226,6 +244,10 @@ def _check(model: STNeRP, net: DefNet, settings: DefNetSettings) -> None:
 
 def displacement_on(lattice: Grid, given: PairRegistration | sitk.Image, alignment: np.ndarray) -> torch.Tensor:
     """A displacement target -> reference at points of a lattice, after pre-alignment: (1, 3, z, y, x), axis mm."""
+    if not isinstance(given, PairRegistration | sitk.Image):
+        raise InputError(
+            f"init: expected displacements by time, {{t: PairRegistration}}, got {type(given).__name__}"
+        )
     if not isinstance(given, PairRegistration):
         given = PairRegistration(sitk.Cast(given, sitk.sitkVectorFloat64))
     points_mm = lattice.points_world()

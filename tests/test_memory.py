@@ -61,6 +61,10 @@ def test_a_fit_that_does_not_fit_is_refused_before_it_starts(
         assert "coarser voxels" in str(error.value)
         assert "\n" not in str(error.value)
     assert not path.exists()
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1e9)
+    monkeypatch.setattr("stnerp.fit.flow_bytes", lambda *_: 1e10)
+    with pytest.raises(InputError, match="the flow between neighbours: needs about 9"):
+        fit_deformation(phantom_series, appearance="blend", progress=False, device="cpu")
 
 
 def test_what_may_fit_is_told_and_what_fits_is_not(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,15 @@ def test_what_does_not_correspond_is_refused(phantom: Phantom, phantom_series: S
         start(5)
     with pytest.raises(MissingFileError, match="nowhere"):
         start("nowhere.pt")
+
+
+def test_a_fit_that_was_aligned_otherwise_is_refused(phantom_series: Series, fitted: STNeRP) -> None:
+    """Its velocity lives in the frame of its own pre-alignment; in another one it would be millimetres off."""
+    moved = np.stack([np.eye(4)] * len(phantom_series))
+    moved[1, 0, 3] = 6.0
+    other = copy.copy(fitted)
+    other.alignments = moved
+    with pytest.raises(InputError, match="pre-aligned otherwise, by up to 6 mm"):
+        fit_deformation(phantom_series, None, init=other, align="none", **SMALL)
+    with pytest.raises(InputError, match="expected displacements by time"):
+        fit_deformation(phantom_series, None, init={phantom_series.times[1]: "a.nii"}, align="none", **SMALL)  # type: ignore[dict-item]
