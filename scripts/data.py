@@ -10,7 +10,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -21,7 +22,7 @@ import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf
 from four_d_lung_data import PATIENT, stand_in_motion, write_stand_in
 
-from stnerp import InputError, Series, load_series
+from stnerp import InputError, MissingFileError, Series, load_series
 from stnerp.geometry import Grid, Triple
 from stnerp.io.four_d_lung import FourDLung, breathing_series, index_4d_lung, longitudinal_series
 from stnerp.io.image import read_image, read_labels
@@ -61,6 +62,24 @@ def load_data(config: DictConfig) -> PatientData:
     Raises:
         InputError: as `load_series` and the readers, or an unknown kind, motion or setting of a motion.
     """
+    with _naming_variable(config):
+        return _load_data(config)
+
+
+@contextmanager
+def _naming_variable(config: DictConfig) -> Iterator[None]:
+    """An error for what isn't in `root` names the environment variable that says where that is."""
+    try:
+        yield
+    except MissingFileError as error:
+        given: Any = OmegaConf.to_container(config, resolve=False)
+        variable = re.match(r"\$\{oc\.env:(\w+)", str(given.get("root")))
+        if variable is None or str(config.root) not in str(error):
+            raise
+        raise MissingFileError(f"{error}, or set {variable[1]} to a folder in place of {config.root}") from None
+
+
+def _load_data(config: DictConfig) -> PatientData:
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     if values.get("kind") not in _MAKERS:
         raise InputError(f"data.kind: {values.get('kind')!r} must be one of {', '.join(_MAKERS)}")
@@ -68,8 +87,7 @@ def load_data(config: DictConfig) -> PatientData:
         if value is not None and name in _FORMS and not _FORMS[name][0](value):
             raise InputError(f"data.{name}: {value!r} must be {_FORMS[name][1]}")
     if values["kind"] == "tcia_4d_lung_phantom":
-        write_stand_in(values)
-        values["patient"] = PATIENT
+        values |= {"root": str(write_stand_in(values)), "patient": PATIENT}
     if values["kind"] in ("tcia_4d_lung", "tcia_4d_lung_phantom"):
         values["collection"] = indexed(values["root"])
     start = time.perf_counter()

@@ -26,9 +26,10 @@ from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
 from pair_methods import NAMES, timed
 from published import DIRLAB_DISPLACEMENT_MM
-from results import Record, check_common, chosen_methods, recorded
+from results import Record, check_common, chosen_methods, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from scores import everywhere, within
+from series_methods import bar_of
 
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align, registration_of
@@ -44,8 +45,7 @@ INHALED, EXHALED = 0, 50  # phases T00 and T50
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_dirlab")
 def main(config: DictConfig) -> None:
     with run_directory(config, "eval_dirlab", ()) as out:
-        cases, options = plain(config.cases), plain(config.options) or {}
-        check_cases(cases)
+        cases, options = listed("cases", plain(config.cases), int), plain(config.options) or {}
         methods = chosen_methods(plain(config.methods), options, NAMES)
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
@@ -79,19 +79,14 @@ def main(config: DictConfig) -> None:
                     "common": common,
                 }
                 path = results / f"case{number:02d}-{method}.json"
-                record, new = recorded(path, arguments, partial(measure, pair, arguments))
+                bar = bar_of(method, config.progress)
+                record, new = recorded(path, arguments, partial(measure, pair, arguments, bar))
                 say(path.stem, record, new)
         records = sorted_records(results)
         if not records:
             raise MissingFileError(next(iter(missing.values())))
         write_tables(out, records, missing)
         wrote(out / "eval_dirlab.log")
-
-
-def check_cases(cases: object) -> None:
-    """Raises InputError unless it is a list."""
-    if not (isinstance(cases, list) and cases):
-        raise InputError(f"cases: {cases!r} must be a list, '[...]'")
 
 
 # -- one case, one method
@@ -152,12 +147,12 @@ class Pair:
             logger.warning(text, self.case.number, apart, known)
 
 
-def measure(pair: Pair, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def measure(pair: Pair, arguments: Mapping[str, Any], bar: Mapping[str, bool]) -> dict[str, Any]:
     """Scores of a method on a case, and the error of each landmark."""
     reference, target, read_seconds = pair.images()
     common = arguments["common"]
     window = Window.of(common["window"], (reference, target))
-    settings = {"window": window, **{name: common[name] for name in ("align", "seed", "device")}}
+    settings = {"window": window, **{name: common[name] for name in ("align", "seed", "device")}, **bar}
     if arguments["method"] == "known_motion":
         found, seconds = pair.known_registration(), 0.0
     else:

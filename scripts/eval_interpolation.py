@@ -23,6 +23,7 @@ from run_directory import (
     REF_NET_CHECKPOINT,
     launch,
     logger,
+    replaced_fit,
     run_directory,
     settings_of,
     time_name,
@@ -49,6 +50,7 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
+OF_ANOTHER_FIT = ("train_def.yaml", "pictures/t*.png")
 CHECKPOINTS = (REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT)
 STNERP, SEEN, BLENDED = "stnerp", "stnerp, seen images", "stnerp, appearance=blend"
 NO_MOTION, NEAREST, BLEND = "reference, no motion", "nearest phase", "linear blend"
@@ -81,8 +83,8 @@ def main(config: DictConfig) -> None:
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
-        (out / "train_def.yaml").unlink(missing_ok=True)  # of another fit, whose model.pt is replaced
         wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "config.yaml"))
+        replaced_fit(out, OF_ANOTHER_FIT)
         if ref_net is not None:
             wrote(ref_net.save(out / "ref_net.pt", overwrite=True))
         wrote(write_csv(out / "def_net_history.csv", model.history))

@@ -25,9 +25,10 @@ from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
 from pair_methods import LABELS, NAMES, timed
 from published import TABLE_5
-from results import Record, chosen_methods, recorded
+from results import Record, chosen_methods, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
+from series_methods import bar_of
 from series_tables import Row, image_rows, means, seconds, write_report
 
 from stnerp import Grid, InputError
@@ -53,10 +54,10 @@ without key points: not what their authors published. Paper: its Table V, on its
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_longitudinal_registration")
 def main(config: DictConfig) -> None:
     with run_directory(config, "eval_longitudinal_registration", ()) as out:
-        options, schemes = plain(config.options) or {}, plain(config.schemes)
+        options, schemes = plain(config.options) or {}, listed("schemes", plain(config.schemes), str)
         methods = chosen_methods(plain(config.methods), options, NAMES)
-        if not (isinstance(schemes, list) and schemes and set(schemes) <= set(SCHEMES)):
-            raise InputError(f"schemes: {schemes!r} must be a list of {', '.join(SCHEMES)}")
+        if not set(schemes) <= set(SCHEMES):
+            raise InputError(f"schemes: {schemes!r} must be some of {', '.join(SCHEMES)}")
         start_anew(config, out)
         wrote(write_config(config, out / "config.yaml"))
         missing: dict[str, str] = {}
@@ -75,7 +76,8 @@ def main(config: DictConfig) -> None:
                         "options": options.get(method, {}),
                         "common": common,
                     }
-                    settings = {**common, "align": align_of(config, patient), **arguments["options"]}
+                    settings = {**common, "align": align_of(config, patient), **bar_of(method, config.progress)}
+                    settings |= arguments["options"]
                     pair, picture = pair_of(patient, earlier, later), out / "pictures" / f"{stem}.npz"
                     make = partial(measure, pair, method, settings, picture)
                     record, new = recorded(out / "results" / f"{stem}.json", arguments, make)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, is_structure_set, measured_range, times_of
-from propagate_rtstruct import check_inside, wanted_rois
-from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, value_of, wrote
+from fitted_run import NEEDS, measured_range, times_of
+from rois import read_structures
+from run_directory import CONFIGS, MADE, check_free, launch, logger, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, MissingDependencyError, STNeRP
 from stnerp.contours import Solid
@@ -24,7 +24,7 @@ from stnerp.film import COLOURS, Rgb, frame, plane_grid, write_gif, write_mp4
 from stnerp.geometry import Grid
 from stnerp.io.image import read_image, read_labels
 from stnerp.io.nifti_4d import VoxelType, write_nifti_4d
-from stnerp.io.rtstruct import Roi, read_rtstruct
+from stnerp.io.rtstruct import Roi
 from stnerp.monitor import check_roi
 from stnerp.window import Window
 
@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
         for setting in ("frames", "pixels"):
             if value_of(config, setting, int) < 1:  # type: ignore[operator]
                 raise InputError(f"{setting}: {config[setting]} must be a number above 0")
-        folder = out / "series"
+        folder = out / MADE["export_series"]
         check_free(folder, WRITES, config.overwrite)
         model = STNeRP.load(out / "model.pt", config.device)
         times = evenly(model, config.frames) if config.times is None else sorted(times_of(config))
@@ -91,13 +91,8 @@ def roi_of(config: DictConfig, reference: Grid) -> tuple[sitk.Image | None, list
     if config.roi is None:
         return None, []
     path = Path(str(config.roi))
-    if path.suffix.lower() == ".dcm" or is_structure_set(path):
-        rois = [roi for roi in wanted_rois(read_rtstruct(path), plain(config.rois)) if roi.contours]
-        if not rois:
-            raise InputError(
-                f"{path}: only single points are drawn, which no film shows; choose others with rois="
-            )
-        check_inside(rois, reference, str(path))
+    rois = read_structures(path, plain(config.rois), reference)
+    if rois is not None:
         return None, rois
     labels = read_labels(path)
     check_roi(labels, reference, str(path))

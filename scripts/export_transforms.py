@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
 from fitted_run import NEEDS, times_of
-from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, wrote
+from run_directory import CONFIGS, MADE, check_free, launch, logger, run_directory, time_name, wrote
 
 from stnerp import InputError, STNeRP
 from stnerp.baselines.pair import PairRegistration
@@ -30,7 +30,7 @@ SHARE_MM = 10.0  # between the points of which that share is counted
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="export_transforms")
 def main(config: DictConfig) -> None:
     with run_directory(config, "export_transforms", (), NEEDS) as out:
-        times, folder = times_of(config), out / "transforms"
+        times, folder = times_of(config), out / MADE["export_transforms"]
         if config.suffix not in FIELDS:
             raise InputError(f"suffix: {config.suffix!r} must be one of {', '.join(FIELDS)}")
         check_free(folder, [f"t{time_name(t)}_*" for t in times], config.overwrite)

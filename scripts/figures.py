@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from configuration import DictConfig, hydra
 from pair_methods import LABELS as PAIR_LABELS
-from results import record_of
-from run_directory import CONFIGS, launch, run_directory, wrote
+from results import chosen_methods, record_of
+from run_directory import CONFIGS, launch, plain, run_directory, wrote
 from saved_slices import Slices, load_slices
 from series_methods import LABELS
 
@@ -52,7 +52,7 @@ def main(config: DictConfig) -> None:
     ) as out:
         with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        methods = None if config.methods is None else list(config.methods)
+        methods = None if config.methods is None else chosen_methods(plain(config.methods), {}, NAMES)
         draw_all = figures_of(rows, out)
         chosen = [row for row in rows if methods is None or row["method"] in methods]
         files = [path for path in sorted((out / "pictures").glob("*.npz")) if kept(path, methods)]

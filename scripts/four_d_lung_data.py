@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -28,6 +29,7 @@ from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, Phantom
 
 PATIENT = "900_PHANTOM"
 FIRST_DAY = date(2000, 1, 3)
+ROOT = Path("runs/tcia_4d_lung_phantom")
 #: Names of the phantom's labels as 4D-Lung spells them.
 ROIS = {"tumour": "Tumor", "lung": "Lungs", "heart": "Heart", "liver": "Liver", "spine": "Spine"}
 #: What is written where a config doesn't say.
@@ -138,15 +140,15 @@ def write_stand_in(values: Mapping[str, Any]) -> Path:
     Raises:
         InputError: as `phantom_of`, or a folder that holds something else.
     """
-    folder = Path(values["root"])
     values = _complete(values)
+    phantom = phantom_of(values)
+    folder = folder_of(values) if values["root"] is None else Path(values["root"])
     made: dict[str, Any] = {name: values[name] for name in _MADE_OF}
     about = folder / "phantom.json"
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == made:
         return folder
     if folder.exists() and not about.is_file() and any(folder.iterdir()):
         raise InputError(f"data.root: {folder} holds other files; name a folder of its own for the phantom")
-    phantom = phantom_of(values)
     # Complete or not at all: it is moved to its place in the end.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -159,6 +161,14 @@ def write_stand_in(values: Mapping[str, Any]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def folder_of(values: Mapping[str, Any]) -> Path:
+    """A place of its own for everything that a `data` section with days and phases may ask for."""
+    made = json.dumps([values[name] for name in _MADE_OF])
+    days, phases = ("-".join(f"{number:g}" for number in values[name]) for name in ("days", "phases"))
+    told = f"days{days}_phases{phases}"[:100]
+    return ROOT / f"{told}_seed{values['seed']}_{zlib.crc32(made.encode()):08x}"
 
 
 def write_collection(folder: Path, phantom: Phantom, days: Sequence[int], phases: Sequence[float]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
 from data import PatientData, load_data
-from results import Record, check_common, chosen_methods, read_records, recorded
+from results import Record, check_common, chosen_methods, listed, read_records, recorded
 from run_directory import logger, plain
 from saved_slices import save_slices
 from series_methods import METHODS, Kept
@@ -117,12 +117,12 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     """
     options = plain(config.options) or {}
     methods = chosen_methods(plain(config.methods), options, METHODS)
-    scans = plain(config.held_out)
+    scans = list(dict.fromkeys(listed("held_out", plain(config.held_out), int)))
     start_anew(config, out)
     missing: dict[str, str] = {}
     for number, patient, section, held_out in readable_cases(config, missing, partial(indices_of, scans)):
         common = common_of(config)
-        settings = {**common, "align": align_of(config, patient)}
+        settings = {**common, "align": align_of(config, patient), "progress": config.progress}
         for method in methods:
             kept: Kept = {}
             for scan, index in zip(scans, held_out, strict=True):
@@ -146,18 +146,18 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     return records_of(out, missing), missing
 
 
-def indices_of(scans: Sequence[object], patient: PatientData) -> list[int]:
+def indices_of(scans: Sequence[int], patient: PatientData) -> list[int]:
     return [index_of(patient, scan) for scan in scans]
 
 
-def index_of(patient: PatientData, scan: object) -> int:
+def index_of(patient: PatientData, scan: int) -> int:
     """Index of a scan by its number, from 1; the reference can't be left out.
 
     Raises:
         InputError: no such scan.
     """
     series = patient.series
-    if not (isinstance(scan, int) and 1 <= scan <= len(series)) or scan - 1 == series.reference:
+    if not 1 <= scan <= len(series) or scan - 1 == series.reference:
         raise InputError(
             f"held_out: {scan!r} must be the number of a scan from 1 to {len(series)}, "
             f"other than the reference's, {series.reference + 1}"

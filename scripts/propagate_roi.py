@@ -2,8 +2,8 @@
 
 Carry contours of the reference to other times (Eq. 7, 8), measured or not. Writes into the run directory,
 roi/: <roi>_t5.nii.gz and a picture for each time, the volume and centroid at these times and over the whole
-measured range (<roi>_curve.csv, <roi>_curve.png; monitor.py draws more of what it says). The log is
-propagate_roi.log.
+measured range (<roi>_curve.csv, <roi>_curve.png; monitor.py draws more of what it says), to which further times
+join. The log is propagate_roi.log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
 from fitted_run import NEEDS, evenly, measured_range, read_label_roi, roi_name, time_label, times_of
-from run_directory import CONFIGS, check_free, launch, logger, run_directory, time_name, value_of, wrote
+from roi_table import check_same, joined, rows_before
+from run_directory import CONFIGS, MADE, check_free, launch, logger, run_directory, time_name, value_of, wrote
 
 from stnerp import STNeRP
 from stnerp.geometry import Grid
@@ -32,16 +33,18 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "propagate_roi", (), NEEDS) as out:
         value_of(config, "curve_points", int)
         times = times_of(config)
-        path, folder = Path(str(config.roi)), out / "roi"
+        path, folder = Path(str(config.roi)), out / MADE["propagate_roi"]
         name = roi_name(path)
-        literal = glob.escape(name)
-        check_free(
-            folder, [f"{literal}_curve.*", *(f"{literal}_t{time_name(t)}.*" for t in times)], config.overwrite
-        )
+        check_free(folder, [f"{glob.escape(name)}_t{time_name(t)}.*" for t in times], config.overwrite)
+        table, curves = (folder / f"{name}_curve.{ending}" for ending in ("csv", "png"))
+        before = [] if config.overwrite else rows_before(table)
         roi = read_label_roi(path)
         model = STNeRP.load(out / "model.pt", config.device)
         check_roi(roi, model.grid, str(path))
         low, high = measured_range(model)
+        wanted = joined([*times, *model.times, *evenly(model, config.curve_points)], before)
+        rows = model.monitor(roi, wanted, name=name)
+        check_same(before, rows, table)
         folder.mkdir(exist_ok=True)
         reference = normalised(model.image(model.reference_time), model.window)
         for t in times:
@@ -49,13 +52,8 @@ def main(config: DictConfig) -> None:
             carried, picture = folder / f"{stem}.nii.gz", folder / f"{stem}.png"
             write_image(model.propagate(roi, t, whole_grid(model, roi, t)), carried, overwrite=config.overwrite)
             wrote(carried, draw(picture, model, roi, t, name, reference))
-        rows = model.monitor(roi, [*times, *model.times, *evenly(model, config.curve_points)], name=name)
         inside = [row for row in rows if low <= row["time"] <= high or model.period is None]
-        wrote(
-            write_csv(folder / f"{name}_curve.csv", rows),
-            roi_curves(folder / f"{name}_curve.png", inside, time_label(model)),
-            out / "propagate_roi.log",
-        )
+        wrote(write_csv(table, rows), roi_curves(curves, inside, time_label(model)), out / "propagate_roi.log")
         logger.info("\n%s", text_table([row for row in rows if row["time"] in times], PRINTED))
 
 

@@ -17,13 +17,15 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData, load_data
-from fitted_run import found_config, read_label_roi, roi_name
-from run_directory import CONFIGS, launch, plain, run_directory, value_of, wrote
+from fitted_run import found_config
+from rois import read_rois
+from run_directory import CONFIGS, MADE, launch, plain, run_directory, value_of, wrote
 
 from stnerp import InputError, STNeRP
+from stnerp.geometry import Grid
 from stnerp.html_report import Structure, write_html_report
 
-WRITES = ("report.html",)
+WRITES = (MADE["report"],)
 NEEDS = {"model.pt": "run train_def.py or eval_interpolation.py with the same out= first"}
 TABLES = {
     "Means of each method": "summary.csv",
@@ -43,17 +45,18 @@ SHOWN = ("prior", "align", "appearance", "guided_times", "held_out", "known_ever
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="report")
 def main(config: DictConfig) -> None:
     with run_directory(config, "report", WRITES, NEEDS) as out:
-        value_of(config, "scans", bool)
+        for setting in ("scans", "names"):
+            value_of(config, setting, bool)
         if not isinstance(config.spacing_mm, int | float | None):
             raise InputError(f"spacing_mm: {config.spacing_mm!r} must be a number, in mm")
         model = STNeRP.load(out / "model.pt", config.device)
         saved = saved_config(out)
         patient = patient_of(saved, model, out) if config.scans else None
         page = write_html_report(
-            out / "report.html",
+            out / MADE["report"],
             model,
             series=None if patient is None else patient.series,
-            structures=[*contours_of(patient, plain(config.contours)), *rois_of(plain(config.roi))],
+            structures=[*contours_of(patient, plain(config.contours)), *rois_of(config, model.grid)],
             tables={f"{title} ({name})": rows_of(out / name) for title, name in TABLES.items()},
             settings=shown_settings(saved),
             title=str(config.title),
@@ -110,16 +113,16 @@ def contours_of(patient: PatientData | None, names: str | list[str] | None) -> l
     return [Structure(known[label], mask, label, drawn) for label in labels]
 
 
-def rois_of(files: str | list[str] | None) -> Iterator[Structure]:
-    """Every label of these files, named like the file."""
-    for file in [files] if isinstance(files, str) else files or []:
-        path = Path(file)
-        mask = read_label_roi(path)
-        found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
-        if not found:
-            raise InputError(f"{path}: is empty; draw the ROI, or export it again")
-        for label in found:
-            yield Structure(roi_name(path) + (f" label {label}" if len(found) > 1 else ""), mask, label)
+def rois_of(config: DictConfig, reference: Grid) -> Iterator[Structure]:
+    """Every label of these files, named like the file, and every ROI of a structure set."""
+    files = plain(config.roi)
+    for file in files if isinstance(files, list) else [] if files is None else [files]:
+        for name, mask in read_rois(Path(str(file)), plain(config.rois), reference, config.names).items():
+            found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
+            if not found:
+                raise InputError(f"{file}: is empty; draw the ROI, or export it again")
+            for label in found:
+                yield Structure(name + (f" label {label}" if len(found) > 1 else ""), mask, label)
 
 
 def rows_of(path: Path) -> list[Mapping[str, Any]]:

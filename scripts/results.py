@@ -49,6 +49,7 @@ def recorded(
             return record, False
     result: Mapping[str, Any] = {}
     failure = ""
+    logger.info("%s ...", path.stem)
     try:
         result = measure()
     except Exception as error:
@@ -74,15 +75,25 @@ def record_of(path: Path) -> Record:
     return record
 
 
+def listed(name: str, value: object, kind: type = object) -> list[Any]:
+    """A setting that must be a list, not empty, of one type.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not (isinstance(value, list) and value and all(type(one) is kind or kind is object for one in value)):
+        of = {object: "", int: " of whole numbers", str: " of names"}[kind]
+        raise InputError(f"{name}: {value!r} must be a list{of}, '[...]'")
+    return value
+
+
 def chosen_methods(methods: object, options: object, known: Collection[str]) -> list[str]:
     """The names in a list of methods, each once; `all`: every known one.
 
     Raises:
-        InputError: methods that aren't a list, options that aren't a mapping of mappings, or unknown names.
+        InputError: methods that aren't a list of names, options that aren't a mapping of mappings, unknown names.
     """
-    methods = list(known) if methods == "all" else methods
-    if not (isinstance(methods, list) and methods):
-        raise InputError(f"methods: {methods!r} must be a list, '[...]', or all")
+    methods = list(known) if methods == "all" else listed("methods", methods, str)
     if not (isinstance(options, dict) and all(isinstance(value, dict) for value in options.values())):
         raise InputError(f"options: {options!r} must be settings by method, '{{idir: {{iterations: 500}}}}'")
     for name, given in {"methods": methods, "options": options}.items():

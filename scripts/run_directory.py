@@ -6,6 +6,7 @@ unless `overwrite=true`, or the run that wrote it was interrupted: then the same
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
@@ -27,6 +28,17 @@ from stnerp.resume import Interrupted, remove
 
 REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT = ".ref_net.ckpt", ".def_net.ckpt"  # while a fit is unfinished
 CONFIGS = str(Path(__file__).parents[1] / "configs")
+# Where scripts write, in the run directory, what they make of its model.pt.
+MADE = {
+    "propagate_roi": "roi",
+    "propagate_rtstruct": "rtstruct",
+    "monitor": "monitor",
+    "trust": "trust",
+    "export_transforms": "transforms",
+    "export_series": "series",
+    "report": "report.html",
+}
+REPLACE = "pass overwrite=true to replace it"
 
 logger = logging.getLogger("stnerp.scripts")
 
@@ -36,8 +48,29 @@ def launch(main: Callable[[], None]) -> None:
     one line and exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     with _one_line_errors():
+        config = Path(inspect.getfile(inspect.unwrap(main))).stem
+        if {"--help", "-h"} & set(sys.argv[1:]) and Path(CONFIGS, f"{config}.yaml").is_file():
+            print(help_of(sys.modules[main.__module__].__doc__ or "", config))
+            return
         check_numbers(sys.argv[1:])
         main()
+
+
+def help_of(about: str, config: str) -> str:
+    """What a script does, and its settings with the comments on them, which Hydra's own --help leaves out."""
+    parts = [about.strip(), "Settings, name=value; --cfg job prints what those of a command add up to."]
+    for item in [config, *OmegaConf.load(Path(CONFIGS, f"{config}.yaml")).defaults]:
+        group, chosen = ("", item) if isinstance(item, str) else next(iter(item.items()))
+        group = group.removeprefix("override ")
+        file = Path(CONFIGS, group, f"{chosen}.yaml")
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if group:
+            options = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+            own = "name" if "@package _global_" in text else f"{group}.name"
+            parts.append(f"{group}={chosen or 'null'}, of {options}" + (f"; {own}=value:" if text else ""))
+        if text:
+            parts.append(re.sub(r"(?m)^(defaults|hydra|# @package.*)(:\n|\n)(( .*)?\n)*", "", text).strip())
+    return "\n\n".join(filter(None, parts))
 
 
 def check_numbers(arguments: Sequence[str]) -> None:
@@ -107,7 +140,8 @@ def run_directory(
             if not (out / name).is_file():
                 raise MissingFileError(f"{out / name}: no such file; {remedy}")
         unfinished = any((out / name).is_file() for name in checkpoints)
-        check_free(out, writes, config.overwrite or unfinished)
+        remedy = REPLACE if needs else f"choose another out= or {REPLACE}"
+        check_free(out, writes, config.overwrite or unfinished, remedy)
         with _logging_to(out / f"{script}.log", "w" if config.overwrite and not unfinished else "a"):
             yield out
             for name in checkpoints:
@@ -129,6 +163,9 @@ def _logging_to(path: Path, mode: str) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
+    to_terminal.setFormatter(_WithWarnings())
+    for handler in (to_file, to_terminal):
+        handler.addFilter(_Once())
     library = logging.getLogger("stnerp")
     handlers, level = library.handlers, library.level
     library.handlers = [to_terminal, to_file]
@@ -145,8 +182,49 @@ def _logging_to(path: Path, mode: str) -> Iterator[None]:
         to_file.close()
 
 
-def check_free(out: Path, writes: Sequence[str], overwrite: bool) -> None:
+class _WithWarnings(logging.Formatter):
+    """A message as it is, but that a warning says that it is one. "error: " begins the line that ends a script."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ("warning: " if record.levelno >= logging.WARNING else "") + super().format(record)
+
+
+class _Once(logging.Filter):
+    """Each warning once: the same model may be asked several times, and say it each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        told = record.levelno >= logging.WARNING and text in self.seen
+        self.seen.add(text)
+        return not told
+
+
+def replaced_fit(out: Path, of_another_fit: Sequence[str]) -> None:
+    """Once model.pt is another: remove what the fit before left (patterns), and warn of what was made with it."""
+    for pattern in of_another_fit:
+        for old in out.glob(pattern):
+            old.unlink()
+    older = {name: f"{script}.py" for script, name in MADE.items() if _holds_files(out / name)}
+    if older:
+        logger.warning(
+            "%s in %s: made with the model before; run %s again with overwrite=true, or delete",
+            *(", ".join(older), out, ", ".join(older.values())),
+        )
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def check_free(out: Path, writes: Sequence[str], overwrite: bool, remedy: str = REPLACE) -> None:
     """Refuse to replace files.
+
+    Args:
+        remedy: what to do instead; without another out= where that names what the script reads.
 
     Raises:
         InputError: a file that matches one of the patterns exists and `overwrite` is false.
@@ -154,7 +232,7 @@ def check_free(out: Path, writes: Sequence[str], overwrite: bool) -> None:
     there = [path for pattern in writes for path in sorted(out.glob(pattern))]
     if there and not overwrite:
         others = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise InputError(f"{there[0]}: already exists{others}; choose another out= or pass overwrite=true")
+        raise InputError(f"{there[0]}: already exists{others}; {remedy}")
 
 
 def value_of(config: DictConfig, name: str, kind: type) -> object:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import labels
 import numpy as np
 import pair_methods
 import SimpleITK as sitk
@@ -104,13 +105,14 @@ def st_nerp(
     device: str,
     preset: str,
     prior: bool,
+    progress: bool = False,
     appearance: Literal["reference", "blend"] = "reference",
     ref_net: dict[str, Any] | None = None,
     **def_net: Any,
 ) -> tuple[Answers, float]:
     """The library's model; settings are those of Def-Net, those of Ref-Net under `ref_net`."""
     series = patient.series.subset(known)
-    common: dict[str, Any] = {"preset": preset, "device": device, "seed": seed, "progress": False}
+    common: dict[str, Any] = {"preset": preset, "device": device, "seed": seed, "progress": progress}
     net: RefNet | None = None
     seconds = 0.0
     if prior:
@@ -148,8 +150,13 @@ def network_alone(ref_net: RefNet) -> RefNet:
 # -- one pair at a time
 
 
+def bar_of(method: str, progress: bool) -> dict[str, bool]:
+    """`progress` for a pair method that shows how far it is: other packages' don't."""
+    return {} if method in pair_methods.MODULES else {"progress": progress}
+
+
 def pairwise(
-    patient: PatientData, known: Sequence[int], kept: Kept, *, method: str, **settings: Any
+    patient: PatientData, known: Sequence[int], kept: Kept, *, method: str, progress: bool = False, **settings: Any
 ) -> tuple[Answers, float]:
     """A method for pairs: each known image registered to the reference.
 
@@ -159,7 +166,8 @@ def pairwise(
     for i in known:
         if i != series.reference and i not in kept:
             images = series.reference_image, series.images[i]
-            found, seconds = pair_methods.timed(method, *images, **{"window": series.window, **settings})
+            asked = {"window": series.window, **bar_of(method, progress), **settings}
+            found, seconds = pair_methods.timed(method, *images, **asked)
             kept[i] = found, seconds
     pairs: dict[int, PairRegistration] = {i: kept[i][0] for i in known if i != series.reference}
 
@@ -202,11 +210,4 @@ METHODS: dict[str, SeriesMethod] = {
     **{name: partial(pairwise, method=name) for name in PEERS},
 }
 
-LABELS = {
-    **pair_methods.LABELS,
-    "nearest_image": "nearest image",
-    "linear_blend": "linear blend",
-    "stnerp_fast_blend": "stnerp fast, w/o prior, appearance blend",
-    "stnerp_fast_without_t": "stnerp fast, w/o t",
-    "stnerp_paper_without_t": "stnerp paper, w/o t",
-}
+LABELS = {name: labels.LABELS[name] for name in METHODS}

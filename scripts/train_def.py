@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from run_directory import (
     launch,
     logger,
     plain,
+    replaced_fit,
     run_directory,
     settings_of,
     time_name,
@@ -32,7 +34,9 @@ from run_directory import (
 )
 from scores import CONTOUR_KEYS, contour_columns, draw, predict, score
 
-from stnerp import InputError, RefNet, fit_deformation
+from stnerp import InputError, RefNet, Series, fit_deformation
+from stnerp.preprocess import normalised
+from stnerp.ref_net import fingerprint_of
 from stnerp.report import loss_curve, text_table, write_csv
 
 WRITES = (
@@ -43,10 +47,13 @@ WRITES = (
     "pictures/loss.png",
     "pictures/t*.png",
 )
-OF_ANOTHER_FIT = ("summary.csv", "summary.md")  # of eval_interpolation.py, whose model.pt is replaced
+OF_ANOTHER_FIT = ("summary.csv", "summary.md", "pictures/t*.png")  # also of eval_interpolation.py
 NEEDS = {"ref_net.pt": "run train_ref.py with the same out= first, or pass prior=false"}
-# Data that can change while the reference, and so the Ref-Net, stays the same.
-FREE_OF_REFERENCE = ("times", "period", "masks", "landmarks", "label_names", "contours", "labels", "rois")
+CHANGED = (
+    "changed since ref_net.pt was fitted; leave that out, run train_ref.py anew with it and overwrite=true, "
+    "or pass prior=false"
+)
+FROM_IMAGES = ("auto", "percentile")  # windows that depend on every scan
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_def")
@@ -55,12 +62,16 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "train_def", WRITES, needs, [DEF_NET_CHECKPOINT]) as out:
         value_of(config, "prior", bool)
         config = with_settings_of_ref_net(config, out / "config.yaml")
+        ref_net = RefNet.load(out / "ref_net.pt") if config.prior else None
         patient = load_data(config.data)
+        if ref_net is not None:
+            refuse_other_reference(ref_net, patient.series)
+            patient = with_window_of_ref_net(patient, ref_net, config)
         series = patient.series
         start = time.perf_counter()
         model = fit_deformation(
             series,
-            RefNet.load(out / "ref_net.pt") if config.prior else None,
+            ref_net,
             align=config.align,
             appearance=config.appearance,
             guided_times=plain(config.guided_times),
@@ -72,9 +83,8 @@ def main(config: DictConfig) -> None:
             **settings_of(config.preset.def_net),
         )
         seconds = patient.seconds + time.perf_counter() - start
-        for name in OF_ANOTHER_FIT:
-            (out / name).unlink(missing_ok=True)
         wrote(model.save(out / "model.pt", overwrite=True), write_config(config, out / "train_def.yaml"))
+        replaced_fit(out, OF_ANOTHER_FIT)
         wrote(write_csv(out / "def_net_history.csv", model.history))
         wrote(loss_curve(out / "pictures" / "loss.png", model.history))
         rows = []
@@ -119,7 +129,7 @@ def with_settings_of_ref_net(config: DictConfig, path: Path) -> DictConfig:
     """Data and preset as train_ref.py saved them, changed by what the command line says about them.
 
     Raises:
-        InputError: the command line asks for another reference than the Ref-Net's, or for another Ref-Net.
+        InputError: the command line asks for another Ref-Net.
     """
     if not path.is_file():
         return config
@@ -133,21 +143,29 @@ def with_settings_of_ref_net(config: DictConfig, path: Path) -> DictConfig:
             if section.split(".")[0] in ("data", "preset"):
                 OmegaConf.update(merged, section, OmegaConf.select(config, section), merge=False, force_add=True)
     if config.prior:
-        refuse_changes("data", saved.data, merged.data, FREE_OF_REFERENCE)
-        refuse_changes("preset.ref_net", settings_of(saved.preset.ref_net), settings_of(merged.preset.ref_net))
+        fitted, wanted = settings_of(saved.preset.ref_net), settings_of(merged.preset.ref_net)
+        changed = [name for name in {**fitted, **wanted} if fitted.get(name) != wanted.get(name)]
+        if changed:
+            raise InputError(f"preset.ref_net: {', '.join(changed)} {CHANGED}")
     return merged
 
 
-def refuse_changes(
-    section: str, saved: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] = ()
-) -> None:
-    """Raises InputError where settings differ from those of the Ref-Net that is there, but for those in `free`."""
-    changed = [name for name in {**saved, **wanted} if name not in free and saved.get(name) != wanted.get(name)]
-    if changed:
-        raise InputError(
-            f"{section}: {', '.join(changed)} changed since ref_net.pt was fitted; leave that out, "
-            "run train_ref.py anew with it and overwrite=true, or pass prior=false"
-        )
+def refuse_other_reference(ref_net: RefNet, series: Series) -> None:
+    """Raises InputError unless the series has the reference of the Ref-Net; its other scans may be other ones."""
+    if fingerprint_of(normalised(series.reference_image, ref_net.window)) != ref_net.fingerprint:
+        raise InputError(f"data: the reference {CHANGED}")
+
+
+def with_window_of_ref_net(patient: PatientData, ref_net: RefNet, config: DictConfig) -> PatientData:
+    """A window that is found from the images stays what it was, however many scans there are by now; so it is in
+    `config`, which is saved."""
+    window, theirs = patient.series.window, ref_net.window
+    if (window.low, window.high) == (theirs.low, theirs.high) or config.data.get("window") not in FROM_IMAGES:
+        return patient
+    logger.info("window: (%g, %g), of ref_net.pt; of these scans it would be (%g, %g)",
+                *(theirs.low, theirs.high, window.low, window.high))  # fmt: skip
+    config.data.window = [theirs.low, theirs.high]
+    return replace(patient, series=replace(patient.series, window=theirs))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, hydra
-from fitted_run import NEEDS, fitted_align, fitted_series, measured_range, read_label_roi, times_of
+from fitted_run import NEEDS, fitted_align, fitted_series, measured_range, times_of
+from rois import read_rois, together
 from run_directory import (
     CONFIGS,
+    MADE,
     check_free,
     launch,
     logger,
@@ -41,9 +43,9 @@ from stnerp.trust import Limits, Verdict, inverse_consistency_mm, refits, uncert
 def main(config: DictConfig) -> None:
     with run_directory(config, "trust", (), NEEDS) as out:
         value_of(config, "refits", int)
-        limits, folder = limits_of(config), out / "trust"
-        roi = None if config.roi is None else read_label_roi(Path(str(config.roi)))
+        limits, folder = limits_of(config), out / MADE["trust"]
         model = STNeRP.load(out / "model.pt", config.device)
+        roi = roi_of(config, model.grid)
         times = middle_and_measured(model) if config.times is None else times_of(config)
         check_free(folder, ["trust.*", *(f"t{time_name(t)}_*" for t in times)], config.overwrite)
         series = fitted_series(out, model)
@@ -72,6 +74,13 @@ def main(config: DictConfig) -> None:
             logger.info(
                 "t = %g: %s%s", verdict.time, row["verdict"], f": {row['reason']}" if row["reason"] else ""
             )
+
+
+def roi_of(config: DictConfig, reference: Grid) -> sitk.Image | None:
+    """Where to judge, if not everywhere."""
+    if config.roi is None:
+        return None
+    return together(read_rois(Path(str(config.roi)), plain(config.rois), reference))
 
 
 def limits_of(config: DictConfig) -> Limits:

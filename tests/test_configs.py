@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 from conftest import composed as from_hydra
 from conftest import optional
 
+from stnerp import MissingFileError
 from stnerp.presets import PAPER, Preset, preset_of, with_changes
 
 if TYPE_CHECKING:
@@ -108,3 +110,15 @@ def test_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert composed("train_ref", "data=cine_mr").data.images == "../shared/data/cine_mr/cine.nii.gz"
     monkeypatch.setenv("STNERP_DATA", "/elsewhere")
     assert composed("train_ref", "data=cine_mr").data.images == "/elsewhere/cine_mr/cine.nii.gz"
+
+
+@pytest.mark.parametrize("data", ["cine_mr", "lung_followup", "chest_breathing", "thorax_4dct"])
+def test_missing_data_name_the_variable(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CONFIGS.parent / "scripts"))
+    load_data = importlib.import_module("data").load_data
+    monkeypatch.setenv("STNERP_DATA", str(tmp_path))
+    with pytest.raises(MissingFileError, match=r"no such file.*, or set STNERP_DATA to a folder in place of"):
+        load_data(from_hydra("train_ref", "out=x", f"data={data}").data)
+    with pytest.raises(MissingFileError) as caught:  # the user's own path
+        load_data(from_hydra("train_ref", "out=x", f"data={data}", f"data.root={tmp_path / 'a'}").data)
+    assert "STNERP_DATA" not in str(caught.value)

@@ -170,10 +170,10 @@ def test_the_wrong_direction_is_seen(ablation: Path, stand_ins: Path, tmp_path: 
 
 def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
     table = (ablation / "table_3.md").read_text(encoding="utf-8")
-    prior = next(line for line in table.splitlines() if "| interpolation | 3 | stnerp fast |" in line)
+    prior = next(line for line in table.splitlines() if "| interpolation | 3 | stnerp fast, with prior |" in line)
     assert prior.rstrip("| ").endswith("30.06 | 0.937 | 0.700")
     assert "stand-in, don't compare" in table
-    assert "stnerp fast, w/o t" in table
+    assert "stnerp fast, with prior, w/o t" in table
     table = (ablation / "table_6.md").read_text(encoding="utf-8")
     interpolated, followed = (
         next(line for line in table.splitlines() if line.startswith(f"| {task} | stnerp fast, w/o prior |"))
@@ -252,7 +252,10 @@ def test_several_cases_and_one_that_is_missing(stand_ins: Path, tmp_path: Path) 
     [
         ("held_out=[1]", "other than the reference's, 1"),
         ("held_out=[6]", "from 1 to 5"),
-        ("held_out=[x]", "'x' must be the number of a scan"),
+        ("held_out=[x]", "held_out: ['x'] must be a list of whole numbers"),
+        ("held_out=4", "held_out: 4 must be a list of whole numbers"),
+        ("held_out=[]", "held_out: [] must be a list"),
+        ("methods=[[no_motion]]", "methods: [['no_motion']] must be a list of names"),
         ("methods=[elastik]", "methods: unknown elastik"),
         ("options={idirr: {}}", "options: unknown idirr"),
         ("cases=[a]", "cases: ['a'] must be settings of data"),
@@ -323,6 +326,78 @@ def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) 
     assert "| short | no motion | 4 |" in text
 
 
+def test_schemes_are_a_list_of_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, says in (
+        ("long", "must be a list of names"),
+        ("[[long]]", "a list of names"),
+        ("[mid]", "some of long"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run("eval_longitudinal_registration", tmp_path, *COMMON, *WEEKS, f"schemes={given}")
+        assert exit_.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [("eval_longitudinal_ablation", "held_out=[3]"), ("eval_longitudinal_registration", "schemes=[short]")],
+)
+def test_progress_reaches_the_methods_that_show_it(
+    script: str, more: str, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def method_called(name: str) -> Any:
+        def register(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
+            asked[name] = settings.get("progress", "not asked")
+            return registration_of(Grid.of(target), lambda points_mm: points_mm)
+
+        return register
+
+    def series_method(patient: Any, known: Any, kept: Any, **settings: Any) -> Any:
+        asked["stnerp_fast"] = settings["progress"]
+        return importlib.import_module("series_methods").no_motion(patient, known, kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        pairs = importlib.import_module("pair_methods").METHODS
+        for name in ("stnerp_fast", "idir", "greedy"):
+            patch.setitem(pairs, name, method_called(name))
+        patch.setitem(importlib.import_module("series_methods").METHODS, "stnerp_fast", series_method)
+        run(script, tmp_path, *COMMON[:-1], "progress=true", *WEEKS, f"data.root={stand_ins / 'weeks'}", more,
+            "methods=[stnerp_fast,idir,greedy]")  # fmt: skip
+    assert asked == {"stnerp_fast": True, "idir": True, "greedy": "not asked"}
+    lines = capsys.readouterr().out.splitlines()
+    starts = [line for line in lines if line.startswith("case01-") and line.endswith("-greedy ...")]
+    assert starts
+    assert lines[lines.index(starts[0]) + 1].startswith(starts[0].replace(" ...", ": PSNR"))
+
+
+# -- stand-ins
+
+
+def test_each_stand_in_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stand_in = importlib.import_module("four_d_lung_data").write_stand_in
+    weeks = ["data.series=longitudinal", "data.size=[12,10,6]", "data.spacing_mm=30"]
+
+    def folder(*more: str) -> Path:
+        data = composed("train_def", "out=x", TINY[0], *weeks, *more).data
+        return write_stand_in(importlib.import_module("omegaconf").OmegaConf.to_container(data, resolve=True))
+
+    two = folder("data.days=[0,7]")
+    assert two.name.startswith("days0-7_phases0_seed0_")
+    stamps = {path: path.stat().st_mtime_ns for path in two.rglob("*.dcm")}
+    others = {
+        folder("data.days=[0,14]"),
+        folder("data.days=[0,7]", "data.seed=1"),
+        folder("data.days=[0,7]", "data.shift_mm=3"),
+    }
+    assert len(others - {two}) == 3
+    assert folder("data.days=[0,7]") == two
+    assert {path: path.stat().st_mtime_ns for path in two.rglob("*.dcm")} == stamps
+    assert folder("data.days=[0,7]", "data.root=own") == Path("own")
+
+
 # -- figures of what isn't there
 
 
@@ -334,6 +409,12 @@ def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) 
         ("", "", "whose output is drawn here"),
         ("case,method,scheme,earlier,later\n1,greedy,long,1,2", "", "nothing to draw"),
         ("case,method,scheme,earlier,later\n1,greedy,long,1,2", "methods=[idir]", "has none of ['idir']"),
+        (
+            "case,method,scheme\n1,greedy,long",
+            "methods=stnerp_fast",
+            "methods: 'stnerp_fast' must be a list of names",
+        ),
+        ("case,method,scheme\n1,greedy,long", "methods=[gredy]", "methods: unknown gredy"),
     ],
 )
 def test_figures_of_other_scripts(

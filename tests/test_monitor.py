@@ -278,9 +278,14 @@ def test_the_script_writes_a_table_and_a_picture(run_directory: Path, capsys: py
     ]  # at 1 a cycle is over
     assert (run_directory / "monitor" / "heart.png").stat().st_size > 0
     assert "volume_change_percent" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        script(*common)
-    assert "already exists" in capsys.readouterr().err
+    script(*common[:2], "times=[0.6]", "curve_points=3")  # joins them
+    with (run_directory / "monitor" / "heart.csv").open() as file:
+        more = list(csv.DictReader(file))
+    assert [row for row in more if row["time"] != "0.6"] == rows
+    assert len(more) == len(rows) + 1
+    with pytest.raises(SystemExit):  # without the scans it has fewer columns
+        script(*common, "scans=false", "curve_points=3")
+    assert "heart.csv: already exists, of another ROI, another fit or with more columns" in capsys.readouterr().err
     (run_directory / "0.nii.gz").unlink()
     with pytest.raises(SystemExit):
         script(*common, "overwrite=true")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib
+import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +169,61 @@ def test_train_def_command_line_wins_and_overwrites_on_demand(fitted: Path, tmp_
     assert (out / "ref_net.pt").read_bytes() == (fitted / "ref_net.pt").read_bytes()
 
 
+def test_next_weeks_scan_with_the_same_ref_net(patient: Path, tmp_path: Path) -> None:
+    """A scan more is no other reference, and shifts no window that was found from the scans."""
+    images = [str(patient / f"{i}.nii.gz") for i in range(3)]
+    common = [f"out={tmp_path}", *QUICK]
+    run(
+        "train_ref",
+        *common,
+        f"data.images=[{','.join(images[:2])}]",
+        "data.times=[0,12]",
+        "data.window=percentile",
+    )
+    run("train_def", f"out={tmp_path}", "progress=false")
+    before, ref_net = STNeRP.load(tmp_path / "model.pt"), (tmp_path / "ref_net.pt").read_bytes()
+    longer = [f"data.images=[{','.join(images)}]", "data.times=[0,12,30]", f"init={tmp_path / 'model.pt'}"]
+    run("train_def", f"out={tmp_path}", "progress=false", "overwrite=true", *longer)
+    model = STNeRP.load(tmp_path / "model.pt")
+    assert model.times == (0, 12, 30)
+    assert model.window == before.window
+    assert (tmp_path / "ref_net.pt").read_bytes() == ref_net
+    fitted_series = importlib.import_module("fitted_run").fitted_series(tmp_path, model)
+    assert (fitted_series.window.low, fitted_series.window.high) == (model.window.low, model.window.high)
+
+
+def test_a_refit_takes_its_pictures_away_and_says_what_is_older(
+    fitted: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, made = tmp_path / "p1", importlib.import_module("run_directory").MADE
+    shutil.copytree(fitted, out)
+    shutil.rmtree(out / "roi", ignore_errors=True)
+    capsys.readouterr()
+    run("train_def", f"out={out}", "progress=false", "overwrite=true", "data.times=[0,12,31]")
+    assert "made with the model before" not in capsys.readouterr().out
+    assert {path.stem for path in (out / "pictures").iterdir()} == {"loss", "ref_net", "t12", "t31"}
+    for name in made.values():
+        path = out / name if "." in name else out / name / "t30.dcm"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    run("train_def", f"out={out}", "progress=false", "overwrite=true")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "made with the model before" in line)
+    assert line.startswith(f"warning: roi, rtstruct, monitor, trust, transforms, series, report.html in {out}: ")
+    assert "propagate_rtstruct.py" in line
+    assert (out / "rtstruct" / "t30.dcm").is_file()  # a user's to delete
+
+
+def test_what_is_made_of_a_model_has_one_place() -> None:
+    made = importlib.import_module("run_directory").MADE
+    for script, name in made.items():
+        text = (SCRIPTS / f"{script}.py").read_text(encoding="utf-8")
+        assert f'MADE["{script}"]' in text or f'out / "{name}"' in text, script
+    for path in SCRIPTS.glob("*.py"):  # a script more that needs a model has its place, too
+        text = path.read_text(encoding="utf-8")
+        if "import NEEDS" in text or '"model.pt": "run' in text:
+            assert path.stem in made or path.stem == "fitted_run", path.stem
+
+
 def test_train_def_without_prior_needs_no_train_ref(patient: Path, tmp_path: Path) -> None:
     paper = ["preset=paper", "preset.def_net.levels=[[null,null,1]]", "preset.def_net.width=16"]
     run("train_def", f"out={tmp_path}", "prior=false", "progress=false", *data_of(patient), *paper)
@@ -193,6 +250,33 @@ def test_propagate_roi_on_its_own_grid(fitted: Path, patient: Path) -> None:
     assert float(rows[1]["volume_ml"]) == pytest.approx(millilitres, rel=0.1)
     assert (fitted / "roi" / "heart_t5.5.png").is_file()
     assert (fitted / "roi" / "heart_curve.png").is_file()
+
+
+def test_further_times_join_those_that_are_there(
+    fitted: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, roi = tmp_path / "p1", tmp_path / "organ.nii.gz"
+    out.mkdir()
+    for source, name in ((fitted / "model.pt", out / "model.pt"), (patient / "heart.nii.gz", roi)):
+        name.write_bytes(source.read_bytes())
+    common = ["propagate_roi", f"out={out}", f"roi={roi}", "curve_points=7"]
+    run(*common, "times=[5,21]")
+    before, carried = rows_of(out / "roi" / "organ_curve.csv"), (out / "roi" / "organ_t5.nii.gz").read_bytes()
+    run(*common, "times=[22]")
+    rows = rows_of(out / "roi" / "organ_curve.csv")
+    assert [row for row in rows if row["time"] != "22"] == before
+    assert len(rows) == len(before) + 1
+    assert (out / "roi" / "organ_t5.nii.gz").read_bytes() == carried
+    line = refused(capsys, *common, "times=[21,23]")  # one that is there isn't replaced
+    assert "organ_t21.nii.gz: already exists" in line
+    assert "pass overwrite=true" in line
+    assert "out=" not in line.replace(str(out), "")  # another directory has no model
+    labels = sitk.ReadImage(str(roi))
+    sitk.WriteImage(sitk.BinaryDilate(labels), str(roi))
+    assert "organ_curve.csv: already exists, of another ROI" in refused(capsys, *common, "times=[23]")
+    assert rows_of(out / "roi" / "organ_curve.csv") == rows
+    assert not (out / "roi" / "organ_t23.nii.gz").exists()
+    run(*common, "times=[23]", "overwrite=true")
 
 
 def test_times_of_many_digits_get_a_file_each(fitted: Path, patient: Path) -> None:
@@ -339,6 +423,41 @@ def test_contours_in_the_terminal_are_each_ones_own() -> None:
     assert heads[:4] == ["time", "contour", "dice_before", "hd95_before_mm"]
     assert len(heads) == 2 + 6
     assert [set(line[-6:]) for line in lines] == [{"0.25"}, {"0.75"}]
+
+
+def test_a_warning_says_that_it_is_one_and_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = importlib.import_module("run_directory")
+    config = importlib.import_module("configuration").OmegaConf.create(
+        {"out": str(tmp_path), "overwrite": False, "progress": False, "seed": 0}
+    )
+    with directory.run_directory(config, "some", ()):
+        for text in ("beyond the last scan", "beyond the last scan", "before the first scan"):
+            logging.getLogger("stnerp.model").warning("t = 5: %s", text)
+            directory.logger.info("wrote it")
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "warning: t = 5: beyond the last scan", "wrote it", "wrote it",
+        "warning: t = 5: before the first scan", "wrote it",
+    ]  # fmt: skip
+    log = (tmp_path / "some.log").read_text(encoding="utf-8")
+    assert log.count("WARNING t = 5: beyond") == 1
+    assert log.count("INFO wrote it") == 3
+
+
+@pytest.mark.parametrize("script", ["train_def", "monitor", "cohort"])
+def test_help_says_what_it_does_and_what_settings_mean(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(script)
+    run(script, "--help")
+    text = capsys.readouterr().out
+    assert text.startswith(module.__doc__.strip())
+    assert "out: ???  # the run directory" in text or script == "cohort"
+    shown = {
+        "train_def": "images: ???  # '[a.nii.gz",
+        "monitor": "scans: true  # compare",
+        "cohort": "jobs: null  # ",
+    }
+    assert shown[script] in text
+    assert "hydra:" not in text
 
 
 def test_as_a_user_starts_it(tmp_path: Path) -> None:
