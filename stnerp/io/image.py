@@ -289,7 +289,8 @@ def _read_header(path: str | os.PathLike[str]) -> sitk.ImageFileReader:
         _check_metaimage(path)
     reader = file_reader(path)
     try:
-        reader.ReadImageInformation()
+        with quiet_itk():  # what matters of a header is checked here, and said in a line
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(path, error) from None
     return reader
@@ -310,7 +311,8 @@ def _read_volumes(path: str | os.PathLike[str]) -> list[sitk.Image]:
         _check_complete(path)
         _check_place(_nibabel_image(path).header, reader, str(path))
     try:
-        image = _nifti_voxels(reader, path) if _is_misread(reader, path) else reader.Execute()
+        with quiet_itk():
+            image = _nifti_voxels(reader, path) if _is_misread(reader, path) else reader.Execute()
     except (RuntimeError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
     return _volumes(image, str(path))
