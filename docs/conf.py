@@ -35,7 +35,7 @@ default_role = "code"  # `name` in a docstring is code
 
 # Strict about classes and functions of ours. Other packages' have no inventory here, and aliases of types no page.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(np|numpy|torch|sitk|SimpleITK|os|pathlib|collections|typing|nn)\..*"),
+    (r"py:.*", r"(np|numpy|torch|sitk|SimpleITK|os|pathlib|collections|typing|nn|datetime)\..*"),
     (r"py:.*", r"Path|Any|Callable|Sequence|Mapping|Iterable|Iterator|Literal|tuple\[.*"),
     (r"py:.*", r"(stnerp\.(\w+\.)+)?(ImageLike|LandmarksLike|Kind|Init|Points|DefNet|DicomHeader)"),
 ]
