@@ -304,6 +304,7 @@ def _moving(
         alignments[index],
         level.aliasing_sigma_mm(grid, Grid.of(image)),
         device,
+        splines=True,
     )
     fine = torch.from_numpy(values).to(device, torch.float32)[None, None]
     if covered.all():

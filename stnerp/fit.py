@@ -386,7 +386,7 @@ class _Level:
             values = normalised(image, series.window)
             if own.is_close(series.grid) and np.allclose(alignments[i], np.eye(4)):
                 values, own = values[part], grid
-            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device)
+            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device, splines=True)
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels, contrast)

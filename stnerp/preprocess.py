@@ -29,6 +29,7 @@ def on_grid(
     to_image: np.ndarray | None = None,
     sigma_mm: float | Triple = 0.0,
     device: torch.device | str = "cpu",
+    splines: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan smoothed, moved and resampled onto another grid, in world space.
 
@@ -43,6 +44,7 @@ def on_grid(
         to_image: (4, 4), a world point of `to` -> the scan's world point; None: the same point.
         sigma_mm: width of a Gaussian that is applied first, against aliasing; three: along the scan's x, y and z.
         device: where that is computed.
+        splines: read by cubic splines between voxels of another grid, too, as if it were moved.
 
     Returns:
         The values (z, y, x) on `to`, float32, and whether the scan covers each voxel (bool).
@@ -64,7 +66,7 @@ def on_grid(
     resampler.SetTransform(transform)
     resampler.SetInterpolator(sitk.sitkLinear)
     covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
-    if any(s < EVEN_NOISE * h for s, h in zip(sigmas_mm, coarse.spacing_mm, strict=True)):
+    if (moved or splines) and any(s < EVEN_NOISE * h for s, h in zip(sigmas_mm, coarse.spacing_mm, strict=True)):
         resampler.SetInterpolator(cubic_interpolator(coarse))
     resampler.SetUseNearestNeighborExtrapolator(True)
     return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered

@@ -484,8 +484,11 @@ def _check_place(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
     if not header["qform_code"]:
         return
     indices = Grid(reader.GetSize()[:3], (1.0, 1.0, 1.0)).corners_world()
-    forms = {"sform": header.get_sform(), "qform": header.get_qform()}
     with np.errstate(all="ignore"):
+        try:
+            forms = {"sform": header.get_sform(), "qform": header.get_qform()}
+        except (HeaderDataError, ValueError):  # a quaternion that is none
+            return
         to_mm = reader.GetSpacing()[0] / stated[0]  # from the header's unit
         places = {form: to_mm * apply_affine(affine, indices) for form, affine in forms.items()}
         apart_mm = float(np.linalg.norm(places["sform"] - places["qform"], axis=1).max())
