@@ -19,7 +19,18 @@ import SimpleITK as sitk
 from configuration import DictConfig, hydra
 from fitted_run import NEEDS, FittedScan, fitted_scans
 from PIL import Image
-from run_directory import CONFIGS, check_free, launch, logger, plain, run_directory, time_name, value_of, wrote
+from run_directory import (
+    CONFIGS,
+    MADE,
+    check_free,
+    launch,
+    logger,
+    plain,
+    run_directory,
+    time_name,
+    value_of,
+    wrote,
+)
 
 from stnerp import InputError, STNeRP
 from stnerp.contours import contour_mask, contour_volume
@@ -40,7 +51,7 @@ def main(config: DictConfig) -> None:
         for setting in ("names", "same_patient", "target_placed"):
             value_of(config, setting, bool)
         t = time_of(config)
-        folder, stem = out / "rtstruct", f"t{time_name(t)}"
+        folder, stem = out / MADE["propagate_rtstruct"], f"t{time_name(t)}"
         check_free(folder, [f"{glob.escape(stem)}.*"], config.overwrite)
         structures, target = read_rtstruct(str(config.rtstruct)), one_series(str(config.target), "target")
         if config.same_patient and structures.patient_id != target.patient_id:

@@ -75,15 +75,15 @@ def record_of(path: Path) -> Record:
     return record
 
 
-def listed(name: str, value: object, kind: type = object) -> list[Any]:
+def listed(name: str, value: object, kind: type) -> list[Any]:
     """A setting that must be a list, not empty, of one type.
 
     Raises:
         InputError: it isn't.
     """
-    if not (isinstance(value, list) and value and all(type(one) is kind or kind is object for one in value)):
-        of = {object: "", int: " of whole numbers", str: " of names"}[kind]
-        raise InputError(f"{name}: {value!r} must be a list{of}, '[...]'")
+    if not (isinstance(value, list) and value and all(type(one) is kind for one in value)):
+        of = {int: "whole numbers", str: "names"}[kind]
+        raise InputError(f"{name}: {value!r} must be a list of {of}, '[...]'")
     return value
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import SimpleITK as sitk
@@ -97,7 +97,7 @@ def image_at(series: Series, t: float, argument: str) -> int:
     Raises:
         InputError: there is none; the message names the argument.
     """
-    i = index_at(series.times, t) if isinstance(t, int | float) else None
+    i = index_at(series.times, t) if isinstance(t, SupportsFloat) else None
     if i is not None and i != series.reference:
         return i
     listed = ", ".join(f"{series.times[i]:.15g}" for i in series.targets)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -159,8 +159,9 @@ class STNeRP:
         """
         points, t = world_points(points_mm), _time(t)
         if not inverse:
-            moved = self._to_reference_cube(points, t)
-            return self.grid.cube_to_world(moved.double().numpy())
+            cube = self.grid.world_to_cube(apply_affine(self._to_aligned(t), points))
+            there = torch.from_numpy(np.ascontiguousarray(cube))
+            return self.grid.cube_to_world((there + self._read(t, there)).numpy())
         wanted = torch.as_tensor(self.grid.world_to_cube(points), dtype=torch.float64)
         aligned = wanted + self._read(t, wanted, inverse=True)
         miss = aligned + self._read(t, aligned) - wanted
@@ -193,11 +194,7 @@ class STNeRP:
                 "nearest": the nearest voxel's (the paper's Eq. 7, 8).
         """
         grid = Grid.of(mask if grid is None else grid)
-
-        def target_to_reference(points_mm: np.ndarray) -> np.ndarray:
-            return self.grid.cube_to_world(self._to_reference_cube(points_mm, t).double().numpy())
-
-        return carried_labels(mask, grid, target_to_reference, interpolation)
+        return carried_labels(mask, grid, partial(self.map_points, t=t), interpolation)
 
     def jacobian(self, t: float, grid: Grid | sitk.Image | None = None) -> sitk.Image:
         """|∂φ_t/∂p|: how many ml of reference each ml of the target came from; ≤ 0 would be a fold."""
@@ -336,13 +333,6 @@ class STNeRP:
     def _to_aligned(self, t: float) -> np.ndarray:
         """(4, 4), a world point at time t -> its place in the pre-aligned frame."""
         return np.linalg.inv(affine_at(self.alignments, self.times, t, self.period))
-
-    def _to_reference_cube(self, points_mm: np.ndarray, t: float) -> torch.Tensor:
-        """φ_t of world points (..., 3), as points of the reference's cube, float64."""
-        t = _time(t)
-        aligned = self.grid.world_to_cube(apply_affine(self._to_aligned(t), points_mm))
-        cube = torch.from_numpy(np.ascontiguousarray(aligned))
-        return cube + self._read(t, cube)
 
     def _read(self, t: float, points: torch.Tensor, inverse: bool = False) -> torch.Tensor:
         """The displacement (..., 3), cube units, at cube points (..., 3), float64."""

@@ -13,7 +13,7 @@ from test_fit import BRIEF, SMALL, tre_mm
 
 from stnerp import InputError, Series, STNeRP, fit_deformation, load_series, losses
 from stnerp.geometry import Grid, apply_affine
-from stnerp.guidance import SURFACE_POINTS, Guide, guides_of, signed_distance, surface_points
+from stnerp.guidance import SURFACE_POINTS, Guide, guides_of, image_at, signed_distance, surface_points
 from stnerp.phantom import Phantom
 from stnerp.presets import DefNetSettings
 
@@ -279,3 +279,9 @@ def test_a_time_without_guidance_is_refused(phantom: Phantom, phantom_series: Se
     )  # fmt: skip
     with pytest.raises(InputError, match=r"nothing is known at 0\.75"):
         fit_deformation(series, None, landmarks=0.1, guided_times=[0.25, 0.75], **BRIEF)
+
+
+def test_a_time_may_be_a_number_of_numpy_s() -> None:
+    assert image_at(shifted(), np.float32(1.0), "init") == image_at(shifted(), np.int64(1), "init") == 1
+    with pytest.raises(InputError, match="init: x is not the time of an image"):
+        image_at(shifted(), "x", "init")  # type: ignore[arg-type]

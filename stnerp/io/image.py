@@ -468,7 +468,7 @@ def _check_geometry(
 def _check_place(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
     """Refuse voxels of two sizes: ITK takes the axes of the sform, and the size from elsewhere (pixdim).
 
-    And warn where sform and qform put the image in two places: other tools may take the other one.
+    And warn of two places.
     """
     if "sform_code" not in header or not header["sform_code"]:
         return
@@ -481,15 +481,19 @@ def _check_place(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
         same_sizes = np.allclose(sizes, stated, rtol=_SIZE_TOLERANCE, atol=0)
     if same_axes and not same_sizes:
         raise InputError(f"{name}: its sform and its pixdim speak of voxels of two sizes; correct the header")
-    if not header["qform_code"]:
-        return
+    if header["qform_code"]:
+        _warn_of_two_places(header, reader, name)
+
+
+def _warn_of_two_places(header: Any, reader: sitk.ImageFileReader, name: str) -> None:
+    """Where sform and qform put the image in two places, other tools may take the other one."""
     indices = Grid(reader.GetSize()[:3], (1.0, 1.0, 1.0)).corners_world()
     with np.errstate(all="ignore"):
         try:
             forms = {"sform": header.get_sform(), "qform": header.get_qform()}
         except (HeaderDataError, ValueError):  # a quaternion that is none
             return
-        to_mm = reader.GetSpacing()[0] / stated[0]  # from the header's unit
+        to_mm = reader.GetSpacing()[0] / abs(header["pixdim"][1])  # from the header's unit
         places = {form: to_mm * apply_affine(affine, indices) for form, affine in forms.items()}
         apart_mm = float(np.linalg.norm(places["sform"] - places["qform"], axis=1).max())
     if apart_mm > 0.5 * min(reader.GetSpacing()[:3]):
