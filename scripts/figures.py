@@ -22,18 +22,16 @@ from typing import Any
 
 import numpy as np
 from configuration import DictConfig, hydra
-from pair_methods import LABELS as PAIR_LABELS
+from labels import LABELS
 from results import chosen_methods, record_of
 from run_directory import CONFIGS, launch, plain, run_directory, wrote
 from saved_slices import Slices, load_slices
-from series_methods import LABELS
 
 from stnerp import InputError
 from stnerp.report import bgr, new_figure, save_figure
 
 PANEL_INCH = 1.5
 STEM = re.compile(r"case(?P<case>\d+)-(?:without(?P<without>\d+)|(?P<pair>(?:long|short)\d+to\d+))-(?P<rest>.+)")
-NAMES = {**PAIR_LABELS, **LABELS}
 # Whose output is drawn.
 DRAWN = (
     "eval_4dct_interpolation.py",
@@ -52,7 +50,7 @@ def main(config: DictConfig) -> None:
     ) as out:
         with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        methods = None if config.methods is None else chosen_methods(plain(config.methods), {}, NAMES)
+        methods = None if config.methods is None else chosen_methods(plain(config.methods), {}, LABELS)
         draw_all = figures_of(rows, out)
         chosen = [row for row in rows if methods is None or row["method"] in methods]
         files = [path for path in sorted((out / "pictures").glob("*.npz")) if kept(path, methods)]
@@ -128,7 +126,7 @@ def along_series(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Path]:
             for method in dict.fromkeys(row["method"] for row in mine):
                 own = sorted((number(row, "scan"), number(row, name)) for row in mine if row["method"] == method)
                 style = "o-" if len(own) > 1 else "D"
-                panel.plot(*np.transpose(own), style, markersize=4, linewidth=1.2, label=NAMES[method])
+                panel.plot(*np.transpose(own), style, markersize=4, linewidth=1.2, label=LABELS[method])
             panel.axvline(float(scan), color="0.6", linewidth=6, alpha=0.3, zorder=0)
             panel.set_xlabel("scan")
             panel.set_ylabel(title)
@@ -155,7 +153,7 @@ def dice_boxes(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Path]:
             for method in methods
         ]
         panel.boxplot(values, orientation="horizontal", widths=0.6, medianprops={"color": "tab:red"})
-        panel.set_yticks(range(1, len(methods) + 1), [NAMES[method] for method in methods])
+        panel.set_yticks(range(1, len(methods) + 1), [LABELS[method] for method in methods])
         panel.set_xlabel("Dice")
         panel.set_title(f"{scheme} range", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
@@ -183,7 +181,7 @@ def slices_figures(folder: Path, files: Sequence[Path]) -> list[Path]:
             grid = [(title, grey(slices, name)) for name, title in names.items() if name in slices]
             if "displacement_mm" in slices:
                 grid.append(("deformation", colours(slices, scale_mm(slices))))
-            title = f"Case {parts['case']}, scan {parts['without']}, never seen: {NAMES[method_of(path)]}"
+            title = f"Case {parts['case']}, scan {parts['without']}, never seen: {LABELS[method_of(path)]}"
             written.append(draw(folder / f"slices-{path.stem}.png", grid, slices["pixel_mm"], title))
     return written
 
@@ -208,7 +206,7 @@ def contour_figures(folder: Path, files: Sequence[Path]) -> list[Path]:
         if all("displacement_mm" in slices for _, slices in loaded):
             grid.append(("deformation", [middle(colours(slices, scale)) for _, slices in loaded]))
         heads = [f"scan {scan}{', unseen' if str(scan) == parts['without'] else ''}" for scan, _ in loaded]
-        title = f"Case {parts['case']}, without scan {parts['without']}: {NAMES[method_of(own[0])]}"
+        title = f"Case {parts['case']}, without scan {parts['without']}: {LABELS[method_of(own[0])]}"
         written.append(draw(folder / f"contours-{stem}.png", grid, loaded[0][1]["pixel_mm"], title, heads))
     return written
 
@@ -222,7 +220,8 @@ def method_figures(folder: Path, files: Sequence[Path], scores: Mapping[str, Map
         groups.setdefault((parts["case"], parts["pair"]), []).append(path)
     written = []
     for (case, pair), own in sorted(groups.items()):
-        loaded = [(path, load_slices(path)) for path in sorted(own, key=lambda p: list(NAMES).index(method_of(p)))]
+        in_order = sorted(own, key=lambda path: list(LABELS).index(method_of(path)))
+        loaded = [(path, load_slices(path)) for path in in_order]
         first = loaded[0][1]
         scale = max(scale_mm(slices) for _, slices in loaded)
         blank: Panel = (np.ones_like(first["target"][0], dtype=float), None)
@@ -234,7 +233,7 @@ def method_figures(folder: Path, files: Sequence[Path], scores: Mapping[str, Map
             row = scores.get(path.stem, {})
             dices = [value for name, value in row.items() if name.startswith("dice_")]
             heads.append(
-                NAMES[method_of(path)].replace(", ", ",\n")
+                LABELS[method_of(path)].replace(", ", ",\n")
                 + (f"\nDice {np.mean(dices):.3f}" if dices else "")
                 + f"\nfolded {row.get('folded_voxels', 0)}"
             )

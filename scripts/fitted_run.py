@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf
-from data import load_data, named_files
+from data import PatientData, load_data, named_files
 
 from stnerp import InputError, Series, STNeRP
 from stnerp.io.dicom import DicomSeries, dicom_series, series_grid
@@ -52,16 +52,25 @@ def time_label(model: STNeRP) -> str:
 
 
 def fitted_series(out: Path, model: STNeRP) -> Series:
-    """The scans that the model in a run directory was fitted to, as its saved config names them.
+    """The scans that the model in a run directory was fitted to.
+
+    Raises:
+        InputError: as `fitted_patient`.
+    """
+    series = fitted_patient(out, model).series
+    return series.subset(series.times.index(t) for t in model.times)
+
+
+def fitted_patient(out: Path, model: STNeRP) -> PatientData:
+    """What the saved config of a run directory names: the model's scans, and those that were held out of its fit.
 
     Raises:
         InputError: no config, scans that can't be read any more, or others than the model's.
     """
-    saved = saved_config(out)
-    series = load_data(OmegaConf.load(saved).data).series
-    if set(model.times) <= set(series.times) and series.grid.is_close(model.grid):
-        return series.subset(series.times.index(t) for t in model.times)
-    raise InputError(f"{saved}: names other scans than those of model.pt; run train_def.py again")
+    patient = load_data(data_section(out))
+    if set(model.times) <= set(patient.series.times) and patient.series.grid.is_close(model.grid):
+        return patient
+    raise InputError(f"{saved_config(out)}: names other scans than those of model.pt; run train_def.py again")
 
 
 def found_config(out: Path) -> Path | None:
@@ -75,6 +84,19 @@ def saved_config(out: Path) -> Path:
     if saved is None:
         raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the model's scans")
     return saved
+
+
+def data_section(out: Path) -> DictConfig:
+    """What the saved config of a run directory says of the scans.
+
+    Raises:
+        InputError: no config, or nothing in it.
+    """
+    saved = saved_config(out)
+    section: object = OmegaConf.select(OmegaConf.load(saved), "data")
+    if isinstance(section, DictConfig):
+        return section
+    raise InputError(f"{saved}: has no section data, which names the model's scans")
 
 
 def fitted_align(out: Path) -> str:
@@ -96,11 +118,7 @@ def fitted_scans(out: Path, model: STNeRP) -> list[FittedScan]:
     Raises:
         InputError: no config; scans that are no DICOM series or can't be read any more; others than the model's.
     """
-    saved = saved_config(out)
-    section = OmegaConf.select(OmegaConf.load(saved), "data")
-    if not OmegaConf.is_dict(section):
-        raise InputError(f"{saved}: has no section data, which names the model's scans")
-    arguments = named_files(section)
+    saved, arguments = saved_config(out), named_files(data_section(out))
     found = _dicom_of(arguments.get("images"), saved)
     times = _times_of(arguments.get("times"), len(found))
     reference = arguments.get("reference") or 0

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf, hydra
-from data import PatientData, load_data
-from fitted_run import found_config
+from data import PatientData
+from fitted_run import fitted_patient, found_config
 from rois import read_rois
 from run_directory import CONFIGS, MADE, launch, plain, run_directory, value_of, wrote
 
@@ -50,46 +50,27 @@ def main(config: DictConfig) -> None:
         if not isinstance(config.spacing_mm, int | float | None):
             raise InputError(f"spacing_mm: {config.spacing_mm!r} must be a number, in mm")
         model = STNeRP.load(out / "model.pt", config.device)
-        saved = saved_config(out)
-        patient = patient_of(saved, model, out) if config.scans else None
+        patient = patient_of(out, model) if config.scans else None
         page = write_html_report(
             out / MADE["report"],
             model,
             series=None if patient is None else patient.series,
             structures=[*contours_of(patient, plain(config.contours)), *rois_of(config, model.grid)],
             tables={f"{title} ({name})": rows_of(out / name) for title, name in TABLES.items()},
-            settings=shown_settings(saved),
+            settings=shown_settings(out),
             title=str(config.title),
             spacing_mm=config.spacing_mm,
         )
         wrote(page, out / "report.log")
 
 
-def saved_config(out: Path) -> DictConfig:
-    """The configuration of the fit, as its script left it; empty where there is none."""
-    path = found_config(out)
-    saved = OmegaConf.create({}) if path is None else OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
-    return saved
-
-
-def patient_of(saved: DictConfig, model: STNeRP, out: Path) -> PatientData:
-    """The scans of the fit, those included that were held out of it.
-
-    Raises:
-        InputError: no configuration that names them, scans that can't be read any more, or other ones.
-    """
-    remedy = "pass scans=false for a report of the model alone"
-    if "data" not in saved:
-        raise InputError(f"{out}: holds neither train_def.yaml nor config.yaml, which name the scans; {remedy}")
+def patient_of(out: Path, model: STNeRP) -> PatientData:
+    """`fitted_patient`, whose errors say how to do without the scans."""
     try:
-        patient = load_data(saved.data)
+        return fitted_patient(out, model)
     except InputError as error:
+        remedy = "pass scans=false for a report of the model alone"
         raise InputError(f"{str(error).rstrip('.')}; or {remedy}") from error
-    series = patient.series
-    if not (set(model.times) <= set(series.times) and series.grid.is_close(model.grid)):
-        raise InputError(f"{out}: its configuration names other scans than those of model.pt; {remedy}")
-    return patient
 
 
 def contours_of(patient: PatientData | None, names: str | list[str] | None) -> list[Structure]:
@@ -133,8 +114,10 @@ def rows_of(path: Path) -> list[Mapping[str, Any]]:
         return [{k: v for k, v in row.items() if k not in NAMES_OF_FILES} for row in csv.DictReader(file)]
 
 
-def shown_settings(saved: DictConfig) -> dict[str, Any]:
-    """Name -> value of the settings that say nothing about who or where, 'preset.def_net.width' -> 128."""
+def shown_settings(out: Path) -> dict[str, Any]:
+    """Name -> value of the fit's settings that say nothing about who or where, 'preset.def_net.width' -> 128."""
+    path = found_config(out)
+    saved: Any = OmegaConf.create({}) if path is None else OmegaConf.load(path)
     chosen = {name: plain(saved[name]) for name in (*SHOWN, *SHOWN_SECTIONS) if name in saved}
     data = {name: plain(value) for name, value in saved.get("data", {}).items() if name in SHOWN_OF_DATA}
     return dict(flat({"data": data, **chosen}))

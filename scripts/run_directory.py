@@ -31,6 +31,7 @@ CONFIGS = str(Path(__file__).parents[1] / "configs")
 # Where scripts write, in the run directory, what they make of its model.pt.
 MADE = {
     "propagate_roi": "roi",
+    "propagate_points": "points",
     "propagate_rtstruct": "rtstruct",
     "monitor": "monitor",
     "trust": "trust",

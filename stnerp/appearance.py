@@ -34,6 +34,7 @@ from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
 from stnerp.region import around, faded
 from stnerp.resume import Progress, State
+from stnerp.seeding import own_random_numbers
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
 from stnerp.velocity import exponential
@@ -175,6 +176,7 @@ class NeighbourFlow:
         return values, grid.contains(points_mm)
 
 
+@own_random_numbers
 def fit_flow(
     series: Series,
     alignments: np.ndarray,

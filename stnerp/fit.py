@@ -38,6 +38,7 @@ from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
+from stnerp.seeding import own_random_numbers
 from stnerp.series import Series, require_series
 from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
 
 
+@own_random_numbers
 def fit_deformation(
     series: Series,
     ref_net: RefNet | None = None,

@@ -197,10 +197,6 @@ class Grid:
 
     # -- vectors
 
-    def vectors_to_cube(self, vectors_axis_mm: Points) -> Points:
-        """Vectors (..., 3) in mm along the grid's axes to cube units."""
-        return vectors_axis_mm / _like(self.half_extent_mm, vectors_axis_mm)
-
     def vectors_from_cube(self, vectors: Points) -> Points:
         """Vectors (..., 3) in cube units to mm along the grid's axes."""
         return vectors * _like(self.half_extent_mm, vectors)

@@ -25,6 +25,7 @@ from stnerp.preprocess import normalised
 from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
 from stnerp.replay import Replay, recording
 from stnerp.resume import SECONDS, Part, Progress, State
+from stnerp.seeding import own_random_numbers
 from stnerp.series import Series, require_series
 from stnerp.warp import sample
 from stnerp.watch import require_finite as require_finite
@@ -140,6 +141,7 @@ class RefNet(nn.Module):
             return RefNet.from_dict(saved)
 
 
+@own_random_numbers
 def fit_reference(
     series: Series,
     *,

@@ -77,6 +77,11 @@ def test_tables_of_series_compose(script: str, data: str) -> None:
         assert other.data.series == "other"  # the command line has the last word
 
 
+def test_propagate_points_composes() -> None:
+    config = composed("propagate_points", "points=a.csv", "times=[1,2.5]")
+    assert (config.times, config.from_time) == ([1, 2.5], None)
+
+
 def test_propagate_roi_composes() -> None:
     assert composed("propagate_roi", "roi=a.nii.gz", "times=[1,2.5]").times == [1, 2.5]
 

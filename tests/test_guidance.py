@@ -54,7 +54,7 @@ def guides(series: Series, alignment: np.ndarray | None = None) -> dict[str, Gui
 
 def constant(axis_mm: np.ndarray) -> torch.Tensor:
     """A displacement that is the same everywhere, in cube units."""
-    cube = GRID.vectors_to_cube(torch.as_tensor(axis_mm, dtype=torch.float32))
+    cube = torch.as_tensor(axis_mm / np.array(GRID.half_extent_mm), dtype=torch.float32)
     return cube[None, :, None, None, None].expand(1, 3, 5, 6, 7)
 
 

@@ -18,7 +18,7 @@ from conftest import optional
 
 from stnerp import STNeRP
 from stnerp.geometry import Grid
-from stnerp.io.landmarks import write_landmarks
+from stnerp.io.landmarks import read_landmarks, write_landmarks
 from stnerp.phantom import LABELS, Phantom
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -293,6 +293,29 @@ def test_propagate_roi_refuses(fitted: Path, patient: Path, capsys: pytest.Captu
     assert "nowhere.nii.gz: no such file" in missing
     assert "times" in refused(capsys, "propagate_roi", f"out={fitted}", "roi=nowhere.nii.gz", "times=[soon]")
     assert not list((fitted / "roi").glob("far*"))
+
+
+def test_points_go_where_the_model_sends_them(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = STNeRP.load(fitted / "model.pt")
+    marked_mm = model.grid.centre_mm + np.array([[0.0, 0, 0], [20, -10, 5]])
+    write_landmarks(marked_mm, tmp_path / "gold.csv")
+    common = ["propagate_points", f"out={fitted}", f"points={tmp_path / 'gold.csv'}"]
+    run(*common, "times=[0,5.5]")
+    there_mm = read_landmarks(fitted / "points" / "gold_t5.5.csv")
+    assert np.abs(model.map_points(there_mm, 5.5) - marked_mm).max() < 1e-3
+    assert np.abs(there_mm - marked_mm).max() > 1e-2  # and not where they were
+    assert np.allclose(read_landmarks(fitted / "points" / "gold_t0.csv"), marked_mm)
+    # Marked at another time they come back by the same way.
+    write_landmarks(there_mm, tmp_path / "back.csv")
+    run("propagate_points", f"out={fitted}", f"points={tmp_path / 'back.csv'}", "from_time=5.5", "times=[0,30]")
+    assert np.abs(read_landmarks(fitted / "points" / "back_t0.csv") - marked_mm).max() < 1e-3
+    at_30 = model.map_points(marked_mm, 30, inverse=True)
+    assert np.abs(read_landmarks(fitted / "points" / "back_t30.csv") - at_30).max() < 1e-3
+    assert "gold_t5.5.csv: already exists" in refused(capsys, *common, "times=[5.5]")
+    assert "from_time" in refused(capsys, *common, "times=[7]", "from_time=soon")
+    assert "no such landmark file" in refused(capsys, *common[:2], "points=nowhere.csv", "times=[7]")
 
 
 def test_a_name_with_brackets_is_not_replaced_either(

@@ -34,6 +34,7 @@ from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.io.image import read_image, read_labels
 from stnerp.preprocess import on_grid
+from stnerp.seeding import own_random_numbers
 from stnerp.velocity import compose
 from stnerp.warp import Shape, resize, warp
 from stnerp.window import Window
@@ -196,6 +197,7 @@ class Cascade(nn.Module):
         return u
 
 
+@own_random_numbers
 def trained(
     network: Callable[[], nn.Module],
     patients: Sequence[Scans],

@@ -31,6 +31,7 @@ from stnerp.baselines.pair import Align, PairRegistration
 from stnerp.device import device_of
 from stnerp.geometry import Grid, affine_transform, slabs
 from stnerp.losses import JACOBIAN_LIMITS, global_ncc, volume_change
+from stnerp.seeding import own_random_numbers
 from stnerp.window import Window
 
 
@@ -45,6 +46,7 @@ class CycleRegistration(PairRegistration):
     uncertainty_mm: sitk.Image
 
 
+@own_random_numbers
 def cycle_idir(
     reference: sitk.Image,
     target: sitk.Image,

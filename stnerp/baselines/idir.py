@@ -30,6 +30,7 @@ from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, apply_affine, index_points
 from stnerp.losses import global_ncc
+from stnerp.seeding import own_random_numbers
 from stnerp.warp import sample
 from stnerp.window import Window
 
@@ -43,6 +44,7 @@ OMEGA = 32.0
 CHUNK = 2**16  # points that the fitted network answers at a time
 
 
+@own_random_numbers
 def idir(
     reference: sitk.Image,
     target: sitk.Image,
