@@ -37,7 +37,13 @@ def times_of(config: DictConfig) -> list[float]:
 
 
 def evenly(model: STNeRP, count: int) -> list[float]:
-    """Evenly spaced times over the measured range."""
+    """Evenly spaced times over the measured range.
+
+    Raises:
+        InputError: a negative count.
+    """
+    if count < 0:
+        raise InputError(f"curve_points: {count} must not be negative")
     return np.linspace(*measured_range(model), count).tolist()
 
 

@@ -21,7 +21,7 @@ from stnerp.report import monitor_curves, text_table, write_csv
 
 PRINTED = (
     "roi", "time", "measured", "volume_ml", "volume_change_percent", "shift_mm", "surface_p95_mm",
-    "density_change_percent", "intensity_change",
+    "density_change_percent", "intensity_change", "covered_percent",
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def draw(path: Path, model: STNeRP, roi: sitk.Image, t: float, name: str, refere
         displacement_mm=sitk.GetArrayFromImage(model.displacement(t)),
         grid=model.grid,
         contours={name: (None, carried)},
-        title=f"{name}, t = {t:g}",
+        title=f"{name}, t = {time_name(t)}",
     )
 
 

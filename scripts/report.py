@@ -3,7 +3,7 @@
 One HTML page of a fitted patient, to look at and to pass on: slices at any time beside the scans, contours,
 deformation, curves, scores and settings. Writes report.html and report.log into the run directory. The page is
 one file that opens in any browser without a network. Names of files, and what else in the data's section could
-name the patient, don't go into it.
+name the patient, don't go into it, unless names=true or title= puts them there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from configuration import DictConfig, OmegaConf, hydra
 from data import PatientData
-from fitted_run import fitted_patient, found_config
+from fitted_run import fitted_patient, found_config, roi_name
 from rois import read_rois
 from run_directory import CONFIGS, MADE, launch, plain, run_directory, value_of, wrote
 
@@ -47,7 +47,7 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "report", WRITES, NEEDS) as out:
         for setting in ("scans", "names"):
             value_of(config, setting, bool)
-        if not isinstance(config.spacing_mm, int | float | None):
+        if not isinstance(config.spacing_mm, int | float | None) or isinstance(config.spacing_mm, bool):
             raise InputError(f"spacing_mm: {config.spacing_mm!r} must be a number, in mm")
         model = STNeRP.load(out / "model.pt", config.device)
         patient = patient_of(out, model) if config.scans else None
@@ -60,6 +60,7 @@ def main(config: DictConfig) -> None:
             settings=shown_settings(out),
             title=str(config.title),
             spacing_mm=config.spacing_mm,
+            named=config.names,
         )
         wrote(page, out / "report.log")
 
@@ -73,7 +74,7 @@ def patient_of(out: Path, model: STNeRP) -> PatientData:
         raise InputError(f"{str(error).rstrip('.')}; or {remedy}") from error
 
 
-def contours_of(patient: PatientData | None, names: str | list[str] | None) -> list[Structure]:
+def contours_of(patient: PatientData | None, wanted: Any) -> list[Structure]:
     """The labels of the reference's mask, with what was drawn at other times.
 
     Raises:
@@ -82,7 +83,7 @@ def contours_of(patient: PatientData | None, names: str | list[str] | None) -> l
     if patient is None:
         return []
     series, known = patient.series, patient.label_names
-    names = [names] if isinstance(names, str) else names
+    names = None if wanted is None else [str(name) for name in (wanted if isinstance(wanted, list) else [wanted])]
     unknown = sorted(set(names or ()) - set(known.values()))
     if unknown:
         raise InputError(f"contours: no label {', '.join(unknown)}; known: {', '.join(known.values())}")
@@ -95,13 +96,20 @@ def contours_of(patient: PatientData | None, names: str | list[str] | None) -> l
 
 
 def rois_of(config: DictConfig, reference: Grid) -> Iterator[Structure]:
-    """Every label of these files, named like the file, and every ROI of a structure set."""
+    """Every label of these files, and every ROI of a structure set.
+
+    With `names` they are called by their files and names; else "ROI 2" is of the second file, "ROI 2.5" the one of
+    number 5 in it, a structure set.
+    """
     files = plain(config.roi)
-    for file in files if isinstance(files, list) else [] if files is None else [files]:
-        for name, mask in read_rois(Path(str(file)), plain(config.rois), reference, config.names).items():
+    files = files if isinstance(files, list) else [] if files is None else [files]
+    for k, path in enumerate((Path(str(file)) for file in files), start=1):
+        for name, mask in read_rois(path, plain(config.rois), reference, config.names).items():
+            if not config.names:
+                name = f"ROI {k}" + name.removeprefix(roi_name(path)).replace(" ROI ", ".")
             found = [int(label) for label in np.unique(sitk.GetArrayViewFromImage(mask)) if label != 0]
             if not found:
-                raise InputError(f"{file}: is empty; draw the ROI, or export it again")
+                raise InputError(f"{path}: is empty; draw the ROI, or export it again")
             for label in found:
                 yield Structure(name + (f" label {label}" if len(found) > 1 else ""), mask, label)
 

@@ -19,11 +19,20 @@ CLOSE = 1e-3  # relative, and in mm, ml or percent: another device rounds otherw
 
 
 def rows_before(path: Path) -> list[dict[str, str]]:
-    """The rows of a table; none where there is no such file."""
+    """The rows of a table; none where there is no such file.
+
+    Raises:
+        InputError: a table that a spreadsheet saved in another form, with semicolons say.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        joined([], rows)  # each has a time
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: isn't as it was written (did a spreadsheet save it?); {REPLACE}") from None
+    return rows
 
 
 def joined(times: Sequence[float], before: Sequence[Mapping[str, str]]) -> list[float]:
@@ -40,7 +49,7 @@ def check_same(before: Sequence[Mapping[str, str]], rows: Sequence[Mapping[str, 
     """
     found = {(row["roi"], time_name(row["time"])): row for row in rows}
     for old in before:
-        new = found.get((old["roi"], time_name(float(old["time"]))), {})
+        new = found.get((old.get("roi"), time_name(float(old["time"]))), {})
         if not all(_same(text, new.get(name)) for name, text in old.items()):
             raise InputError(
                 f"{path}: already exists, of another ROI, another fit or with more columns; {REPLACE}"
@@ -49,7 +58,10 @@ def check_same(before: Sequence[Mapping[str, str]], rows: Sequence[Mapping[str, 
 
 def _same(text: str, value: Any) -> bool:
     if isinstance(value, float):
-        number = float(text or "nan")
+        try:
+            number = float(text or "nan")
+        except ValueError:
+            return False
         close = math.isclose(number, value, rel_tol=CLOSE, abs_tol=CLOSE)
         return close or (math.isnan(number) and math.isnan(value))
     return text == ("" if value is None else str(value))  # a time's text: of the same name, so the same

@@ -25,8 +25,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from stnerp import InputError, MissingFileError, StnerpError
 from stnerp.resume import Interrupted, remove
+from stnerp.time_basis import time_text
 
 REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT = ".ref_net.ckpt", ".def_net.ckpt"  # while a fit is unfinished
+OWN_START = ".start.pt"  # the model.pt that an unfinished Def-Net began with, if it is the run's own
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 # Where scripts write, in the run directory, what they make of its model.pt.
 MADE = {
@@ -128,7 +130,8 @@ def run_directory(
         writes: patterns of the files that the script is going to write.
         needs: files that must be there already, and what to do where they aren't.
         checkpoints: names of the files that keep how far fits have come. Where one is, the run before was not
-            finished, and what it wrote is replaced. At the end of the context they are removed.
+            finished, and what it wrote is replaced. At the end of the context they are removed; `OWN_START` goes
+            whenever there is none of Def-Net's.
 
     A mistake of the user (any StnerpError within the context included) ends the program: one line on
     stderr, exit code 2.
@@ -144,14 +147,18 @@ def run_directory(
         remedy = REPLACE if needs else f"choose another out= or {REPLACE}"
         check_free(out, writes, config.overwrite or unfinished, remedy)
         with _logging_to(out / f"{script}.log", "w" if config.overwrite and not unfinished else "a"):
-            yield out
-            for name in checkpoints:
-                remove(out / name)
+            try:
+                yield out
+                for name in checkpoints:
+                    remove(out / name)
+            finally:
+                if not (out / DEF_NET_CHECKPOINT).is_file():
+                    remove(out / OWN_START)
 
 
 def time_name(t: float) -> str:
     """A time as part of a file name: every digit, so that two times never share a file."""
-    return f"{t:.15g}"
+    return time_text(t)
 
 
 @contextmanager

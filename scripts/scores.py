@@ -41,7 +41,7 @@ class Prediction:
     Attributes:
         target, image: intensities in [0, 1], (z, y, x): the scan and what the model says.
         before: the reference as the headers place it.
-        covered: where the reference has something to say, after deformation; only this is scored.
+        covered: where the reference has something to say, after deformation; only this is scored of `image`.
         displacement_mm: target -> reference, world LPS mm, (z, y, x, 3).
         labels, labels_before: the reference's labels carried to this time, or left where they are.
     """
@@ -78,18 +78,23 @@ def predict(model: STNeRP, patient: PatientData, index: int) -> Prediction:
 
 
 def score(model: STNeRP, patient: PatientData, prediction: Prediction) -> dict[str, Any]:
-    """One row of metrics.csv; names without `before` are those of the model."""
+    """One row of metrics.csv; names without `before` are those of the model.
+
+    Images are scored where the reference has something to say: the model's where it does after deformation, that
+    of `before` where headers place it. Beyond, `before` would be scored for what it lacks.
+    """
     series, i, p = patient.series, prediction.index, prediction
-    mask = None if p.covered.all() else p.covered
+    seen_before = resampled_labels(everywhere(series.reference_image), series.images[i])
+    reached = sitk.GetArrayFromImage(seen_before) != 0
+    mask, mask_before = (None if seen.all() else seen for seen in (p.covered, reached))
     row: dict[str, Any] = {"time": series.times[i], "image": series.names[i]}
     row["covered_percent"] = 100 * float(p.covered.mean())
     for name, measure in {"psnr_db": psnr_db, "ssim": ssim}.items():
-        row[f"{name}_before"] = measure(p.before, p.target, mask=mask)
+        row[f"{name}_before"] = measure(p.before, p.target, mask=mask_before)
         row[name] = measure(p.image, p.target, mask=mask)
-    row["ncc_before"], row["ncc"] = ncc(p.before, p.target, mask), ncc(p.image, p.target, mask)
+    row["ncc_before"], row["ncc"] = ncc(p.before, p.target, mask_before), ncc(p.image, p.target, mask)
     row |= folding(jacobian_determinant(p.displacement_mm, p.grid))
     row |= landmark_errors(model, patient, i)
-    seen_before = resampled_labels(everywhere(series.reference_image), series.images[i])
     row |= contour_scores(patient, i, p.labels_before, seen_before, "_before")
     row |= contour_scores(patient, i, p.labels, p.grid.image(p.covered.astype(np.uint8)))
     return row
@@ -194,4 +199,5 @@ def draw(path: Path, patient: PatientData, prediction: Prediction, title: str) -
         grid=p.grid,
         contours=contours,
         title=title,
+        mask=p.covered,
     )

@@ -8,6 +8,7 @@ goes on.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from run_directory import (
     CONFIGS,
     DEF_NET_CHECKPOINT,
+    OWN_START,
     launch,
     logger,
     plain,
@@ -35,6 +37,7 @@ from run_directory import (
 from scores import CONTOUR_KEYS, contour_columns, draw, predict, score
 
 from stnerp import InputError, RefNet, Series, fit_deformation
+from stnerp.atomic import replacing
 from stnerp.preprocess import normalised
 from stnerp.ref_net import fingerprint_of
 from stnerp.report import loss_curve, text_table, write_csv
@@ -75,7 +78,7 @@ def main(config: DictConfig) -> None:
             align=config.align,
             appearance=config.appearance,
             guided_times=plain(config.guided_times),
-            init=plain(config.init),
+            init=kept_start(plain(config.init), out),
             device=config.device,
             seed=config.seed,
             progress=config.progress,
@@ -102,6 +105,20 @@ def main(config: DictConfig) -> None:
         if settings.contours > 0 or settings.landmarks > 0:
             logger.info("\ncontours or landmarks guided this fit: where they did, their scores are no test of it")
         logger.info("\nfiles to model: %.1f s%s", seconds, " besides the Ref-Net" if config.prior else "")
+
+
+def kept_start(init: Any, out: Path) -> Any:
+    """`init`, but a copy of the run's own model.pt: the result takes its place before the run is finished, and the
+    same command must go on from the start that it had."""
+    if isinstance(init, list):
+        return [kept_start(each, out) for each in init]
+    own, start = out / "model.pt", out / OWN_START
+    if not isinstance(init, str) or Path(init).resolve() != own.resolve() or not own.is_file():
+        return init
+    if not ((out / DEF_NET_CHECKPOINT).is_file() and start.is_file()):  # else it is the unfinished fit's
+        with replacing(start) as partial:
+            shutil.copyfile(own, partial)
+    return str(start)
 
 
 def tables(rows: Sequence[Mapping[str, Any]], patient: PatientData) -> list[str]:

@@ -38,6 +38,8 @@ from stnerp.preprocess import normalised
 from stnerp.report import trust_overview, write_csv
 from stnerp.trust import Limits, Verdict, inverse_consistency_mm, refits, uncertainty_mm, verdicts
 
+MAPS = ("uncertainty_mm", "inverse_consistency_mm", "correlation", "difference")
+
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="trust")
 def main(config: DictConfig) -> None:
@@ -56,6 +58,9 @@ def main(config: DictConfig) -> None:
             fits = refits(series, config.refits, seed=config.seed + 1, **common)
         found = verdicts(model, series, times, fits=fits, roi=roi, limits=limits)
         folder.mkdir(exist_ok=True)
+        if config.overwrite:  # those of other times are of another fit, or of another command
+            for old in (path for name in MAPS for path in folder.glob(f"t*_{name}.nii.gz")):
+                old.unlink()
         columns = []
         for verdict in found:
             maps = maps_of(model, series, fits, verdict)
@@ -71,9 +76,8 @@ def main(config: DictConfig) -> None:
         )
         for verdict in found:
             row = verdict.row()
-            logger.info(
-                "t = %g: %s%s", verdict.time, row["verdict"], f": {row['reason']}" if row["reason"] else ""
-            )
+            reason = f": {row['reason']}" if row["reason"] else ""
+            logger.info("t = %s: %s%s", time_name(verdict.time), row["verdict"], reason)
 
 
 def roi_of(config: DictConfig, reference: Grid) -> sitk.Image | None:
@@ -89,7 +93,9 @@ def limits_of(config: DictConfig) -> Limits:
     Raises:
         InputError: one that doesn't exist, or isn't a number.
     """
-    given = plain(config.limits) or {}
+    given = {} if config.limits is None else plain(config.limits)
+    if not isinstance(given, dict):
+        raise InputError(f"limits: {given!r} must say which, limits='{{uncertainty_mm: 2}}' say")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
         return Limits(**given)
@@ -106,7 +112,7 @@ def middle_and_measured(model: STNeRP) -> list[float]:
 
 
 def maps_of(model: STNeRP, series: Series, fits: list[STNeRP], verdict: Verdict) -> dict[str, sitk.Image]:
-    """The maps of one time by name, on coarse voxels over its scan, or over the scan that is nearest in time."""
+    """Those `MAPS` that a time has, on coarse voxels over its scan, or over the scan that is nearest in time."""
     t = verdict.time
     nearest = min(range(len(series)), key=lambda i: abs(series.times[i] - t))
     maps = {"inverse_consistency_mm": inverse_consistency_mm(model, t)}
@@ -126,7 +132,7 @@ def column(model: STNeRP, verdict: Verdict, maps: dict[str, sitk.Image], roi: si
     grid = Grid.of(maps["uncertainty_mm"] if "uncertainty_mm" in maps else maps["inverse_consistency_mm"])
     image = model.image(verdict.time, grid.with_spacing(2.0))
     return {
-        "title": f"t = {verdict.time:.4g}{'' if verdict.measured else ', no scan'}",
+        "title": f"t = {time_name(verdict.time)}{'' if verdict.measured else ', no scan'}",
         "ok": verdict.ok,
         "centre_mm": model.map_points(centre_mm[None], verdict.time, inverse=True)[0],
         "image": Grid.of(image).image(normalised(image, model.window)),

@@ -130,15 +130,17 @@ class Agreement:
     covered_percent: float
 
     def measures(self, near: np.ndarray | None = None) -> dict[str, float]:
-        """`correlation`, `correlation_before`: means over the structure; `unlike_percent`: part of it with a
-        correlation below 0.5; `misplaced_percent`. With a mask `near` (z, y, x), of the structure within it; NaN
-        where there is none."""
+        """`correlation`: mean over the structure; `correlation_before`: over what of it the unmoved reference
+        reaches; `correlation_gain`: from the one to the other, both over the latter; `unlike_percent`: part of the
+        structure with a correlation below 0.5; `misplaced_percent`. With a mask `near` (z, y, x), of the structure
+        within it; NaN where there is none."""
         where = self.structure if near is None else self.structure & near
         both = where & np.isfinite(self.before)
         some = bool(where.any())
         return {
             "correlation": float(self.correlation[where].mean()) if some else math.nan,
             "correlation_before": float(self.before[both].mean()) if both.any() else math.nan,
+            "correlation_gain": float((self.correlation - self.before)[both].mean()) if both.any() else math.nan,
             "unlike_percent": 100 * float((self.correlation[where] < UNLIKE).mean()) if some else math.nan,
             "misplaced_percent": 100 * float(self.misplaced[where].mean()) if some else math.nan,
         }

@@ -1,7 +1,8 @@
 """Affine pre-alignment: where a scan lies relative to the reference before anything deforms.
 
-SimpleITK does the work. The metric is the correlation, which forgives a different scale of intensities; on
-longitudinal lung scans it left a smaller error than mutual information, from either side.
+SimpleITK does the work. The metric is the correlation of images that are normalised around each voxel: that
+forgives another gain, another offset, and a bias field (MR), which can lead a plain correlation 50 mm astray. On
+longitudinal lung scans it leaves a smaller error than that, which was better than mutual information.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Kind = Literal["none", "rigid", "affine"]
 LARGEST_SCALE = 1.4  # between two scans of one person; a small field of view can mislead the fit
 FEWEST_ACROSS = 24  # voxels across a field of view, on two axes of three
 FEWEST_VOXELS = 8  # along an axis: ITK smooths no fewer than four, and four place a thin slab badly
+AROUND = 2.5  # voxels, σ of the Gaussian in which brightness and contrast are taken
+FLAT = 0.02  # of [0, 1]: a deviation around a voxel that shows noise and no more
 
 
 def affine_between(
@@ -99,6 +102,9 @@ def _register(
     method.SetMetricAsCorrelation()
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.25, seed=1)  # without a seed ITK takes the clock's
+    # ITK's own gradients are of smoother images than the metric: on thick slices they lead away from the truth.
+    method.MetricUseFixedImageGradientFilterOff()
+    method.MetricUseMovingImageGradientFilterOff()
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=spacing_mm / 2, minStep=spacing_mm / 400, numberOfIterations=100, relaxationFactor=0.6
@@ -125,13 +131,14 @@ def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> list[sitk.Trans
 
 
 def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """The image smoothed and resampled to an isotropic spacing, a finer one across a thin slab."""
+    """The image smoothed and resampled to an isotropic spacing, a finer one across a thin slab, then normalised:
+    less its mean around each voxel, over its deviation there."""
     grid = Grid.of(image)
     finest_mm = [length / (FEWEST_VOXELS - 1) for length in grid.extent_mm]
     x, y, z = (min(max(s, spacing_mm), f) for s, f in zip(grid.spacing_mm, finest_mm, strict=True))
     coarse = grid.with_spacing((x, y, z))
     smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), spacing_mm / 2)
-    return sitk.Resample(
+    small = sitk.Resample(
         smooth,
         coarse.size,
         sitk.Transform(),
@@ -140,6 +147,8 @@ def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
         coarse.spacing_mm,
         coarse.direction,
     )
+    detail = small - sitk.SmoothingRecursiveGaussian(small, AROUND * spacing_mm)
+    return detail / sitk.Sqrt(sitk.SmoothingRecursiveGaussian(detail**2, AROUND * spacing_mm) + FLAT**2)
 
 
 def _centre(image: sitk.Image) -> list[float]:

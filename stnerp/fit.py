@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -38,7 +39,7 @@ from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.series import Series, require_series
 from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
@@ -90,7 +91,8 @@ def fit_deformation(
             {t: PairRegistration}, as a quick registration finds them. Shorter `levels` will do then, and the
             network's learning rate is a tenth of `learning_rate`.
         checkpoint: a file that keeps how far the fit has come. Where it exists, the fit goes on from it. SIGINT
-            and SIGTERM then end it after the step, with `resume.Interrupted`. Remove it once the model is saved.
+            and SIGTERM then end it after the step, with `resume.Interrupted`. Remove it once the model is saved;
+            where an error ends the fit, it is removed (`resume.Progress`).
         checkpoint_seconds: between two writings of that file.
         settings: any field of `presets.DefNetSettings`, by name.
 
@@ -121,7 +123,7 @@ def fit_deformation(
         assert not depends_on.keys() & asdict(chosen).keys()  # one would hide the other
         identity = {**depends_on, **asdict(chosen)}
     with Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit:
-        torch.manual_seed(seed)
+        start_random_numbers(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
         alignments = aligned["matrices"].numpy()
         region = box_around(patient, series.grid, alignments)
@@ -184,7 +186,7 @@ def _init_identity(init: Any) -> object:
         return (init.grid, init.times, fingerprint(init.def_net), fingerprint_of(init.alignments))
     if isinstance(init, sitk.Image | PairRegistration):
         return _image_identity(init if isinstance(init, sitk.Image) else init.displacement)
-    if init is not None and Path(init).is_file():
+    if isinstance(init, str | os.PathLike) and Path(init).is_file():
         return fingerprint_of(np.fromfile(init, np.uint8))
     return init
 

@@ -101,7 +101,7 @@ def image_at(series: Series, t: float, argument: str) -> int:
     if i is not None and i != series.reference:
         return i
     listed = ", ".join(f"{series.times[i]:.15g}" for i in series.targets)
-    raise InputError(f"{argument}: {t} is not the time of an image besides the reference; those are {listed}")
+    raise InputError(f"{argument}: {t!r} is not the time of an image besides the reference; those are {listed}")
 
 
 def landmark_guide(

@@ -7,7 +7,7 @@ page's voxels and the 8 bits leave out; the page says by how much. Contours are 
 the voxels they were drawn on. The page itself, HTML, CSS and JavaScript, is in report_page/.
 
 What goes in, besides the images: names of structures, tables and settings as they are given. Names of files and
-of the patient don't, unless they are in there.
+of the patient don't, unless they are in there, as `named` says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import base64
 import gzip
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -34,6 +35,7 @@ from stnerp.geometry import Grid, index_points
 from stnerp.metrics import roi_measures
 from stnerp.model import STNeRP
 from stnerp.series import Series
+from stnerp.time_basis import time_text
 from stnerp.window import PRESETS, Window
 
 Row = Mapping[str, Any]
@@ -90,6 +92,7 @@ def write_html_report(
     settings: Mapping[str, Any] | None = None,
     title: str = "Anatomy in space and time",
     spacing_mm: float | None = None,
+    named: bool = False,
 ) -> Path:
     """Write the page of a model.
 
@@ -104,13 +107,14 @@ def write_html_report(
         title: of the page.
         spacing_mm: of the page's voxels, where the reference's aren't coarser; None: as fine as the images
             together stay below `IMAGE_BYTES`.
+        named: what is given may name files or the patient; the page then doesn't say that they are left out.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: a series of another patient's grid, a structure that isn't in its mask, a spacing that isn't
-            positive, a path that can't be written.
+        InputError: a series of another patient's grid, a structure that isn't in its mask or is there twice, a
+            spacing that isn't positive, a path that can't be written.
     """
     path = Path(path)
     if series is not None and not series.grid.is_close(model.grid):
@@ -159,6 +163,7 @@ def write_html_report(
         created=date.today().isoformat(),
         follow_up=model.period is None,
         blended=model.flow is not None,
+        named=named,
         voxel_mm=" × ".join(f"{s:.3g}" for s in grid.spacing_mm),
         lattice_mm=" × ".join(f"{s:.3g}" for s in lattice.spacing_mm),
     )
@@ -353,6 +358,8 @@ def _cropped(mask: sitk.Image, structures: Sequence[Structure]) -> tuple[np.ndar
         inside = array == structure.label
         if not inside.any():
             raise InputError(f"structure {structure.name}: its mask has no voxel of value {structure.label}")
+        if numbers[inside].any():
+            raise InputError(f"structure {structure.name}: another has the same mask and label; leave one out")
         numbers[inside] = number
     axes = [np.flatnonzero(numbers.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     part = np.pad(numbers[tuple(slice(found[0], found[-1] + 1) for found in axes)], 1)
@@ -400,20 +407,22 @@ def _facts(model: STNeRP, series: Series | None, motion_mm: np.ndarray) -> list[
     unit = f" {model.time_unit}" if model.time_unit else ""
     times = _key_times(model, series)
     unseen = sum(t not in model.times for t in times)
-    cycle = "" if model.period is None else f", period {model.period:g}{unit}"
+    first, last, reference = map(time_text, (times[0], times[-1], model.reference_time))
+    cycle = "" if model.period is None else f", period {time_text(model.period)}{unit}"
     return [
         ("Scans", f"{len(times)}" + (f", {unseen} held out" if unseen else "")),
-        ("t", f"{times[0]:g} to {times[-1]:g}{unit}{cycle}"),
-        ("Reference", f"t = {model.reference_time:g}{unit}"),
+        ("t", f"{first} to {last}{unit}{cycle}"),
+        ("Reference", f"t = {reference}{unit}"),
         ("Voxels", " × ".join(f"{s:.3g}" for s in model.grid.spacing_mm) + " mm"),
         ("Largest displacement", f"{np.linalg.norm(motion_mm, axis=-1).max():.1f} mm"),
     ]
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Columns in the order they first appear, and the cells as text with four significant digits."""
+    """Columns in the order they first appear, and the cells as text: four significant digits, times with all."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    digits = {column: 15 if column == "time" else 4 for column in columns}
+    cells = [[_text(row.get(column), n) for column, n in digits.items()] for row in rows]
     return {"columns": [_heading(column) for column in columns], "rows": cells}
 
 
@@ -424,20 +433,19 @@ def _heading(column: str) -> str:
     return f"{name} ({written})".replace("_", " ") if name and written else column.replace("_", " ")
 
 
-def _text(value: object) -> str:
-    """A value as it is shown; numbers, and texts that are numbers, with four significant digits."""
+def _text(value: object, digits: int = 4) -> str:
+    """A value as it is shown; numbers, and texts that are plain decimals, with so many significant digits."""
     if value is None:
         return ""
-    try:
-        number = float(value) if isinstance(value, str | float | np.floating) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d*)\.\d+", value):
+        value = float(value)  # a decimal of a table; 007 and 2024_01 are names
+    if not isinstance(value, float | np.floating) or not math.isfinite(value):
         return str(value)
-    whole = abs(number) >= 1e4
+    number = float(value)
     if 0 < abs(number) < 1e-4:
-        return f"{number:.4g}"
-    return np.format_float_positional(number, precision=0 if whole else 4, fractional=whole, trim="-")
+        return f"{number:.{digits}g}"
+    whole = abs(number) >= 10**digits
+    return np.format_float_positional(number, precision=0 if whole else digits, fractional=whole, trim="-")
 
 
 # -- the file

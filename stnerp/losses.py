@@ -46,6 +46,10 @@ class LocalNCC:
     the numerator, edges that reach into flat windows would gain. What depends on the fixed image alone is
     computed once.
 
+    Scans may differ in gain, as MR does. With ε as it is, windows agree best where var f = var m, and a target
+    that is brighter by half would swell what it shows. So the fixed image is divided by its gain over the moved
+    one, whose noise ε is (`gain_between`): any gain and offset of the fixed image gives the same loss.
+
     With `contrast` c a window counts by the fixed image's deviation in it, √(var f + ε), to the power of c; one
     counts where that is 0.4 of what edges show (`edge_deviation`), which isn't more or less for air around a body.
     With 0 the edge of a lung counts as much as noise in muscle, and the loss lies in [0, 2]; with 1 edges lead;
@@ -56,7 +60,7 @@ class LocalNCC:
         spacing_mm: (x, y, z).
         window_mm: side of the box; at least three voxels on every axis.
         weight: (1, 1, z, y, x), how much each voxel counts, within a window and in the mean; None: all the same.
-        noise: standard deviation of the noise, in units of the image.
+        noise: standard deviation of the noise, in units of the moved image.
         contrast: c, at least 0.
     """
 
@@ -70,43 +74,62 @@ class LocalNCC:
         contrast: float = 0.0,
     ) -> None:
         self.radii = box_radii(fixed.shape[-3:], spacing_mm, window_mm)
-        self.noise_variance = noise**2
+        self.noise, self.contrast = noise, contrast
         self.weight = weight
         # E[x²] − E[x]² in float32 loses less when x is small, so images are centred first.
         self.fixed = fixed - 0.5
         self.in_window = box_mean(torch.ones_like(fixed) if weight is None else weight, self.radii).clamp(min=1e-3)
         self.fixed_mean = self._mean(self.fixed)
-        variance = self._mean(self.fixed**2) - self.fixed_mean**2
-        self.fixed_deviation = (variance.clamp(min=0) + self.noise_variance).sqrt()
-        self.counts: torch.Tensor | None = None
-        if contrast:
-            one = (COUNTS_ONE * edge_deviation(variance, weight)).clamp(min=max(noise, 1e-6))
-            self.counts = (self.fixed_deviation / one) ** contrast
+        self.fixed_variance = (self._mean(self.fixed**2) - self.fixed_mean**2).clamp(min=0)
+        self.counts_one = COUNTS_ONE * edge_deviation(self.fixed_variance, weight)
 
-    def __call__(self, moved: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
+    def __call__(
+        self, moved: torch.Tensor, slab: slice = slice(None), gain: torch.Tensor | float | None = None
+    ) -> torch.Tensor:
         """The loss of a moved image (1, 1, z, y, x), or of a slab of its slices.
 
         Windows that a slab's cut faces would cut in two are left out.
+
+        Args:
+            gain: of the fixed image over the moved one; None: as these slices have it (`gain_between`).
         """
         fixed = self.fixed[:, :, slab]
         moved = moved - 0.5
         m, mm, mf = self._mean(torch.cat([moved, moved * moved, moved * fixed], dim=1), slab).unbind(1)
-        covariance = mf - m * self.fixed_mean[:, 0, slab] + self.noise_variance
-        deviation = ((mm - m * m).clamp(min=0) + self.noise_variance).sqrt()
-        correlation = covariance / (deviation * self.fixed_deviation[:, 0, slab])
+        covariance, variance = mf - m * self.fixed_mean[:, 0, slab], (mm - m * m).clamp(min=0)
+        fixed_variance = self.fixed_variance[:, 0, slab]
+        weight = None if self.weight is None else self.weight[:, 0, slab]
+        gain = gain_between(fixed_variance, variance, weight) if gain is None else torch.as_tensor(gain)
+        # Instead of dividing the fixed image by it: both sides of the fraction times the gain.
+        deviation = (variance + self.noise**2).sqrt()
+        fixed_deviation = (fixed_variance + (gain * self.noise) ** 2).sqrt()
+        loss = 1 - (covariance + gain * self.noise**2) / (deviation * fixed_deviation)
+        if self.contrast:
+            one = torch.maximum(self.counts_one, gain * max(self.noise, 1e-6))
+            loss = (fixed_deviation / one) ** self.contrast * loss
         first, last, _ = slab.indices(self.fixed.shape[2])
         whole = slice(
             self.radii[0] if first > 0 else 0,
             last - first - (self.radii[0] if last < self.fixed.shape[2] else 0),
         )
-        weight = None if self.weight is None else self.weight[:, 0, slab][:, whole]
-        loss = 1 - correlation[:, whole]
-        return _mean(loss if self.counts is None else self.counts[:, 0, slab][:, whole] * loss, weight)
+        return _mean(loss[:, whole], None if weight is None else weight[:, whole])
 
     def _mean(self, image: torch.Tensor, slab: slice = slice(None)) -> torch.Tensor:
         """Mean within the window around each voxel, voxels by their weights."""
         weighted = image if self.weight is None else image * self.weight[:, :, slab]
         return box_mean(weighted, self.radii) / self.in_window[:, :, slab]
+
+
+@torch.no_grad()
+def gain_between(
+    fixed_variance: torch.Tensor, moved_variance: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How many times a fixed image's contrast is a moved one's, √(mean var f / mean var m) over windows.
+
+    1 where both are flat. A number to divide by: it has no gradient. Any shape.
+    """
+    flat = 1e-9
+    return ((_mean(fixed_variance, weight) + flat) / (_mean(moved_variance, weight) + flat)).sqrt()
 
 
 def edge_deviation(variance: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -20,12 +20,21 @@ def body_of(image: sitk.Image) -> sitk.Image:
 
 
 def filled_across(mask: sitk.Image) -> sitk.Image:
-    """A mask with the holes of its axial slices filled, also of a scan whose slices are not the axial ones."""
+    """A mask with the holes of its axial slices filled, also of a scan whose slices are not the axial ones.
+
+    What a side of the field of view cuts is a hole as well, where the mask lies on that side before and behind it
+    as the chest wall does with a lung. A lung in a corner, cut by two sides, is not told from the air outside.
+    """
     feet_to_head = np.reshape(mask.GetDirection(), (3, 3))[2]
     axis = 2 - int(np.argmax(np.abs(feet_to_head)))  # of the array (z, y, x)
     slices = np.moveaxis(sitk.GetArrayFromImage(mask), axis, 0)
     for number, across in enumerate(slices):
-        slices[number] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(across.copy())))
+        framed = np.pad(across, 1)
+        for lines in (framed, framed.T):
+            for side, beside in ((0, 1), (-1, -2)):
+                if (found := np.flatnonzero(lines[beside])).size:
+                    lines[side, found[0] : found[-1] + 1] = 1
+        slices[number] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(framed)))[1:-1, 1:-1]
     filled = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
     filled.CopyInformation(mask)
     return filled

@@ -62,6 +62,9 @@ def def_net_bytes(
 ) -> float:
     """The most that `fit_deformation` holds besides the series, in bytes.
 
+    Guidance isn't counted: with `contours`, 4 bytes more for each voxel of the reference's mask within
+    `guidance.REACH_MM` of a label's box, for each label.
+
     Args:
         grid: that Def-Net covers: the reference's or a part of it.
         images: that are compared.

@@ -75,9 +75,9 @@ def monitor(
         whole patient in the scanner counts: φ goes from scan to scan.
         `density_change_percent`: what the change of volume alone explains, where tissue keeps its mass: the
         geometric mean of |∂φ/∂p| over the label's tissue, minus 1. A lung that expands gets less dense.
-        With `series`, at its times: `intensity_change`, mean of the scan over the carried label minus that of the
-        reference over the label, in the scan's unit (HU for CT), and `covered_percent`, part of the volume that
-        lies inside the scan. None at other times.
+        With `series`, at its times: `intensity_change`, mean over the carried label of the scan minus the
+        reference at the same tissue, where both show it, in the scan's unit (HU for CT); and `covered_percent`,
+        part of the volume that lies inside the scan. None at other times.
         What needs the volume is NaN where φ folds inside the label.
 
     Raises:
@@ -172,8 +172,7 @@ class _Region:
         self.surface_mm = surface_points(roi, label)
         self.volume_ml = len(points_mm) * math.prod(roi.GetSpacing()) / 1000
         self.step_mm = min(roi.GetSpacing()) / 2
-        everywhere = np.ones(len(self.points_mm))
-        self.intensity = None if reference is None else _mean_inside(reference, self.points_mm, everywhere)[0]
+        self.intensity = None if reference is None else _read(reference, self.points_mm)
 
     def at(self, moving: Moving, t: float, carried: sitk.Image, scan: sitk.Image | None) -> Row:
         """What is said of it at time t."""
@@ -200,9 +199,13 @@ class _Region:
             "density_change_percent": 100 * math.expm1(float(np.log(density).mean())),
         }
         if self.intensity is not None:
-            intensity, covered_percent = (None, None) if scan is None else _mean_inside(scan, there_mm, growth)
-            row["intensity_change"] = None if intensity is None else intensity - self.intensity
-            row["covered_percent"] = covered_percent
+            row |= {"intensity_change": None, "covered_percent": None}
+            if scan is not None:
+                change = _read(scan, there_mm) - self.intensity
+                both, inside = np.isfinite(change), Grid.of(scan).contains(there_mm)
+                mean = np.average(change[both], weights=growth[both]) if both.any() else math.nan
+                row["intensity_change"] = float(mean)
+                row["covered_percent"] = 100 * float(growth[inside].sum() / growth.sum())
         return row
 
 
@@ -210,13 +213,9 @@ def _by_axis(name: str, vector_mm: np.ndarray) -> Row:
     return {f"{name}_{axis}_mm": float(value) for axis, value in zip("xyz", vector_mm, strict=True)}
 
 
-def _mean_inside(scan: sitk.Image, points_mm: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Weighted mean of a scan, read linearly at those points (N, 3) that it covers, and their part in percent."""
-    grid = Grid.of(scan)
-    inside = grid.contains(points_mm)
-    covered = 100 * float(weight[inside].sum() / weight.sum())
-    if not inside.any():
-        return math.nan, covered
-    voxels = torch.from_numpy(sitk.GetArrayFromImage(scan).astype(np.float32))
-    values = sample(voxels[None, None], torch.from_numpy(grid.world_to_cube(points_mm[inside]))[None])[0, 0]
-    return float(np.average(values.double().numpy(), weights=weight[inside])), covered
+def _read(image: sitk.Image, points_mm: np.ndarray) -> np.ndarray:
+    """An image, read linearly at points (N, 3), (N,); NaN at those outside it."""
+    grid = Grid.of(image)
+    voxels = torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32))
+    values = sample(voxels[None, None], torch.from_numpy(grid.world_to_cube(points_mm))[None])[0, 0]
+    return np.where(grid.contains(points_mm), values.double().numpy(), np.nan)

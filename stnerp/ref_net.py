@@ -25,7 +25,7 @@ from stnerp.preprocess import normalised
 from stnerp.presets import RefNetSettings, preset_of, ref_net_settings_of, with_changes
 from stnerp.replay import Replay, recording
 from stnerp.resume import SECONDS, Part, Progress, State
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.series import Series, require_series
 from stnerp.warp import sample
 from stnerp.watch import require_finite as require_finite
@@ -175,7 +175,7 @@ def fit_reference(
     chosen = with_changes(preset_of(preset).ref_net, settings)
     where = device_of(device)
     require_memory(ref_net_bytes(series.grid, chosen), where, "Ref-Net")
-    torch.manual_seed(seed)
+    start_random_numbers(seed)
     net = RefNet(series.grid, series.window, chosen).to(where)
     voxels = normalised(series.reference_image, series.window)
     net.fingerprint = fingerprint_of(voxels)

@@ -21,6 +21,11 @@ COLOURS = ("#e6550d", "#1f9e89", "#7b52ab", "#d6336c", "#b8860b", "#1c7ed6")
 DPI = 150
 PANELS_INCH = (7.5, 11.0)  # the most that the panels of an overview take, width and height
 GAP_INCH = 0.06
+CENTROID = {  # panels of curves over time
+    "centroid x, to left (mm)": ["shift_x_mm"],
+    "centroid y, to posterior (mm)": ["shift_y_mm"],
+    "centroid z, to head (mm)": ["shift_z_mm"],
+}
 
 
 # -- pictures
@@ -37,6 +42,7 @@ def overview(
     contours: Contours | None = None,
     title: str | None = None,
     window: tuple[float, float] = (0, 1),
+    mask: np.ndarray | None = None,
 ) -> Path:
     """Reference, target, prediction, their difference and the deformation in three planes, as a picture.
 
@@ -54,6 +60,7 @@ def overview(
         contours: name -> (true or None, predicted), masks (z, y, x) that are non-zero inside.
         title: a line on top.
         window: intensities shown as black and white.
+        mask: (z, y, x), non-zero where the PSNR counts; None: everywhere.
 
     Returns:
         The path written.
@@ -63,7 +70,7 @@ def overview(
         MissingDependencyError: matplotlib isn't installed.
     """
     contours = contours or {}
-    arrays = {"reference": reference, "target": target, "prediction": prediction}
+    arrays = {"reference": reference, "target": target, "prediction": prediction, "mask": mask}
     arrays |= {f"contour {name}, predicted": pair[1] for name, pair in contours.items()}
     arrays |= {f"contour {name}, true": pair[0] for name, pair in contours.items()}
     for name, array in arrays.items():
@@ -85,7 +92,7 @@ def overview(
     if target is not None:
         difference = np.abs(np.asarray(target, float) - prediction)
         most = (high - low) / 4
-        psnr = psnr_db(prediction, target, data_range=high - low)
+        psnr = psnr_db(prediction, target, data_range=high - low, mask=mask)
         rows += [
             ("target", _upright(target, grid), grey),
             ("prediction", _upright(prediction, grid), grey),
@@ -220,13 +227,13 @@ def loss_curve(path: str | Path, history: Sequence[Row]) -> Path:
 def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") -> Path:
     """Volume and centroid of regions of interest over time, as a picture.
 
-    The centroid is shown relative to that of the earliest time; dots mark measured times.
+    The centroid is shown relative to the reference's; dots mark measured times.
 
     Args:
         path: where to write.
-        rows: one entry a time (and region) with `time`, `volume_ml`, `centroid_x_mm`, `centroid_y_mm`,
-            `centroid_z_mm` (world LPS, as from `stnerp.metrics.roi_measures`), and optionally `roi` (its
-            name) and `measured` (whether there is a scan of that time).
+        rows: one entry a time (and region) with `time`, `volume_ml`, `shift_x_mm`, `shift_y_mm`, `shift_z_mm`
+            (world LPS, as from `stnerp.monitor.monitor`), and optionally `roi` (its name) and `measured` (whether
+            there is a scan of that time).
         time_label: of the time axis, with its unit.
 
     Returns:
@@ -236,28 +243,16 @@ def roi_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") 
         InputError: no rows, a key that is missing, a path that can't be written.
         MissingDependencyError: matplotlib isn't installed.
     """
-    keys = ["volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"]
-    _check_rows(rows, keys)
-    first: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: float(row["time"])):
-        first.setdefault(str(row.get("roi", "")), row)
-    relative = [
-        {**row, **{key: row[key] - first[str(row.get("roi", ""))][key] for key in keys[1:]}} for row in rows
-    ]
-    panels = {
-        "volume (ml)": keys[:1],
-        "centroid x, to left (mm)": keys[1:2],
-        "centroid y, to posterior (mm)": keys[2:3],
-        "centroid z, to head (mm)": keys[3:],
-    }
-    return _time_curves(path, relative, panels, time_label)
+    panels = {"volume (ml)": ["volume_ml"], **CENTROID}
+    _check_rows(rows, [key for keys in panels.values() for key in keys])
+    return _time_curves(path, rows, panels, time_label)
 
 
 def monitor_curves(path: str | Path, rows: Sequence[Row], time_label: str = "time") -> Path:
     """What `stnerp.monitor.monitor` says of regions of interest over time, as a picture.
 
-    Volume (and, dotted, the count of voxels), shift of the centroid, change of the extent's three sides, mean and
-    95th percentile (dotted) of the surface's displacement, and density; where scans were compared, their
+    Volume (and, dotted, the count of voxels), shift of the centroid, mean and 95th percentile (dotted) of the
+    surface's displacement, density, and the extent's three sides; where scans were compared, the change of their
     intensity. Dots mark measured times.
 
     Args:
@@ -274,9 +269,7 @@ def monitor_curves(path: str | Path, rows: Sequence[Row], time_label: str = "tim
     """
     panels = {
         "volume (ml); dotted: voxels counted": ["volume_ml", "voxel_volume_ml"],
-        "centroid x, to left (mm)": ["shift_x_mm"],
-        "centroid y, to posterior (mm)": ["shift_y_mm"],
-        "centroid z, to head (mm)": ["shift_z_mm"],
+        **CENTROID,
         "displacement of the surface (mm); dotted: 95 %": ["surface_mean_mm", "surface_p95_mm"],
         "density, by the change of volume (%)": ["density_change_percent"],
         "extent (mm); dotted: y, dashed: z": ["extent_x_mm", "extent_y_mm", "extent_z_mm"],
@@ -442,8 +435,9 @@ def _time_curves(
     for panel, title in zip(axes, panels, strict=False):
         _plain(panel)
         panel.set_title(title, fontsize=9, loc="left")
-    for panel in axes[-2:]:
+    for panel in axes[len(panels) - 2 : len(panels)]:  # the lowest of each column
         panel.set_xlabel(time_label)
+        panel.tick_params(labelbottom=True)
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
 

@@ -3,7 +3,8 @@
 The same call with the same file goes on where the file was written, and ends with the same result to the bit as
 a call that was never interrupted (on a CPU, with as many threads). The file says whose it is: data, settings and
 seed; a fit of others refuses it. It is replaced by whole new ones only (`atomic`), and stays when the fit is done,
-until its result is saved: remove it then.
+until its result is saved: remove it then. Where an error ends the fit, it goes by itself: the corrected call is
+another fit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import nn
 
 from stnerp.atomic import remove_partial
 from stnerp.checkpoint import read_checkpoint, write_checkpoint
-from stnerp.errors import InputError
+from stnerp.errors import FitError, InputError, StnerpError
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,9 @@ class State:
 class Progress:
     """How far a fit has come, in a file; a context in which SIGINT and SIGTERM end the fit tidily.
 
-    A signal lets the step finish, writes the file and raises `Interrupted`; a second one doesn't wait.
+    A signal lets the step finish, writes the file and raises `Interrupted`; a second one doesn't wait. A
+    `StnerpError` removes the file that this call made, a `FitError` also one that it found: to go on from there
+    is to fail again, and the corrected call would be refused as another fit's.
 
     Args:
         path: of the file; None: nothing is written, and signals do what they did.
@@ -121,7 +124,8 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._written = time.monotonic()
-        if self.path is None or not self.path.is_file():
+        self._found = self.path is not None and self.path.is_file()
+        if self.path is None or not self._found:
             return
         try:
             saved = read_checkpoint(self.path, KIND)
@@ -144,9 +148,12 @@ class Progress:
                     self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        refused = isinstance(error, StnerpError) and not self._found
+        if self.path is not None and self.path.is_file() and (refused or isinstance(error, FitError)):
+            remove(self.path)
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result of its own (plain values and tensors): from the file, or made now and written."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from stnerp.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,3 +26,15 @@ def own_random_numbers(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return alone
+
+
+def start_random_numbers(seed: int) -> None:
+    """Seed PyTorch.
+
+    Raises:
+        InputError: no whole number, or one of more than 64 bits.
+    """
+    try:
+        torch.manual_seed(operator.index(seed))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"seed: {seed!r} must be a whole number of at most 64 bits, such as 0") from None

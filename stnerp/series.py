@@ -158,7 +158,7 @@ def load_series(
     if len(loaded) < 2:
         raise InputError(f"images: got {len(loaded)} ({', '.join(names)}); a series needs at least two")
     for image, name in zip(loaded, names, strict=True):
-        _check_voxels(image, name)
+        check_voxels(image, name)
     if times is not None or own_times is None:
         own_times, time_unit = (list(range(len(loaded))) if times is None else times), None
     checked_times = _check_times(own_times, names, period)
@@ -168,7 +168,8 @@ def load_series(
     if not all(grid.is_close(grids[reference]) for grid in grids):
         logger.info("the images' grids differ: they will be resampled onto that of %s", names[reference])
     shared = Window.of(window, loaded)
-    _check_contrast(loaded, names, shared)
+    for image, name in zip(loaded, names, strict=True):
+        check_contrast(image, name, shared)
     return Series(
         images=tuple(loaded),
         times=checked_times,
@@ -284,7 +285,8 @@ def _natural_order(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path) if part]
 
 
-def _check_voxels(image: sitk.Image, name: str) -> None:
+def check_voxels(image: sitk.Image, name: str) -> None:
+    """Raises InputError for an image that tells no motion: tiny, not finite, or of one intensity."""
     size = image.GetSize()
     if min(size) < _MIN_SIZE:
         raise InputError(
@@ -319,17 +321,16 @@ def _check_overlap(images: Sequence[sitk.Image], names: Sequence[str], reference
             )
 
 
-def _check_contrast(images: Sequence[sitk.Image], names: Sequence[str], window: Window) -> None:
-    """Refuse an image that is all black or white in the window: it is in another unit than the others, say."""
-    for image, name in zip(images, names, strict=True):
-        voxels = sitk.GetArrayViewFromImage(image).reshape(-1)
-        seen = window.normalise(voxels[:: voxels.size // _CONTRAST_SAMPLES | 1])
-        low, high = np.percentile(seen, (0.1, 99.9))
-        if high - low < _CONTRAST:
-            raise InputError(
-                f"{name}: shows nothing in the window {window.low:g} to {window.high:g}, its intensities are "
-                f"{voxels.min():g} to {voxels.max():g}; give it the other images' unit, or another window"
-            )
+def check_contrast(image: sitk.Image, name: str, window: Window) -> None:
+    """Raises InputError for an image all black or white in the window: in another unit than others, say."""
+    voxels = sitk.GetArrayViewFromImage(image).reshape(-1)
+    seen = window.normalise(voxels[:: voxels.size // _CONTRAST_SAMPLES | 1])
+    low, high = np.percentile(seen, (0.1, 99.9))
+    if high - low < _CONTRAST:
+        raise InputError(
+            f"{name}: shows nothing in the window {window.low:g} to {window.high:g}, its intensities are "
+            f"{voxels.min():g} to {voxels.max():g}; give it the other images' unit, or another window"
+        )
 
 
 def _overlap(a: Grid, b: Grid) -> bool:
@@ -469,7 +470,8 @@ def _mask_on_grid(mask: sitk.Image, name: str, image: sitk.Image, image_name: st
     if sitk.GetArrayViewFromImage(mask).min() < 0:
         raise InputError(f"{name}: has negative labels; is it an image? give labels 1, 2, ... and 0 outside")
     if Grid.of(mask).is_close(Grid.of(image)):
-        return mask
+        # Exactly there: ITK puts no two images together that lie apart by NIfTI's rounding.
+        return Grid.of(image).image(sitk.GetArrayFromImage(mask))
     logger.warning("%s is on another grid than %s: resampled onto it (nearest neighbour)", name, image_name)
     resampled = sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     if not sitk.GetArrayViewFromImage(resampled).any():

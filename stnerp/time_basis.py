@@ -131,6 +131,11 @@ class Gaps(TimeBasis):
         return following - self.times[gap]
 
 
+def time_text(t: float) -> str:
+    """A time with every digit: days may be ordinals or seconds since 1970, and rounded they are other days."""
+    return f"{t:.15g}"
+
+
 def neighbours(times: Sequence[float], t: float, period: float | None = None) -> tuple[int, int, float]:
     """Indices of the times before and after t, and how far t is from the first to the second, in [0, 1).
 

@@ -3,8 +3,9 @@
 Independent looks:
 
 refits
-    The fit again, coarser, from other seeds and each without some of the images. Where they put a point elsewhere,
-    the images don't say where it is (a bootstrap of registration: Kybic, IEEE TIP 19, 2010).
+    The fit again, coarser, from other seeds and, where images lie between others, each without some of those.
+    Where they put a point elsewhere, the images don't say where it is (a bootstrap of registration: Kybic, IEEE
+    TIP 19, 2010).
 agreement
     Each scan against the moved reference, and the scans' order against their likeness (`stnerp.agreement`).
 geometry
@@ -15,6 +16,7 @@ Nothing here knows a modality. Every limit of a verdict is in `Limits`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,8 +46,10 @@ from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.model import STNeRP
 from stnerp.monitor import MOST_POINTS, check_roi, jacobian_at, label_points
 from stnerp.series import Series
-from stnerp.time_basis import index_at, neighbours
+from stnerp.time_basis import index_at, neighbours, time_text
 from stnerp.velocity import compose, exponential
+
+logger = logging.getLogger(__name__)
 
 REFIT_LEVELS = ((8.0, 12.0, 60), (4.0, 6.0, 50))  # the fast preset without its last, dearest level
 # As the limits below were found: the preset's finer network is dearer, its penalties go with its `bregman` and
@@ -73,13 +77,14 @@ class Limits:
             contours are granted, and a slice's thickness.
         gap_mm: 95th percentile of the motion between the two scans around a time without one: the way between
             is a guess, and can be off by a part of that.
-        jacobian: least and greatest |∂φ/∂p| of tissue; not even a lung or a bladder changes fivefold in a series.
+        jacobian: least and greatest |∂φ/∂p| of tissue, whose volume is 1 / |∂φ/∂p| times what it was; not even a
+            lung or a bladder changes fivefold in a series.
         jacobian_ml: volume that may lie beyond, and folded_ml, with |∂φ/∂p| ≤ 0.
         inverse_mm: 95th percentile of the distance after a way to time t and back.
         order_percent: by which exchanging two scans may shorten the way from scan to scan: 0 to 2 % in series of
             smooth motion, to 5 % with a scan of something else among them, 33 % and more in a wrong order.
         covered_percent: least part of the scan's structure that lies within the moved reference.
-        outside_percent: part of the ROI that may lie outside the scan.
+        outside_percent: part of the ROI that may lie outside the scan, or was drawn outside the reference.
     """
 
     unlike_percent: float = 5.0
@@ -150,10 +155,10 @@ def refits(
     progress: bool = True,
     levels: Sequence[Any] = REFIT_LEVELS,
 ) -> list[STNeRP]:
-    """Independent, cheaper fits of the same series: other seeds, and each without some of the images.
+    """Independent, cheaper fits of the same series: other seeds, and scans left out where they lie between others.
 
-    Of the scans that lie between others, the k-th refit leaves out every `count`-th, so that each is left out
-    once; a refit's `times` are those that it saw.
+    Of the scans that do, the k-th refit leaves out every `count`-th, so that each is left out once; a refit's
+    `times` are those that it saw. Where there are too few, of a pair say, some leave out none: a warning.
 
     Raises:
         InputError: a count below 2.
@@ -161,13 +166,20 @@ def refits(
     if count < 2:
         raise InputError(f"refits: {count} must be 2 or more; one alone has no spread")
     between = [i for i in series.targets if series.period is not None or 0 < i < len(series) - 1]
-    fits = []
-    for k in range(count):
-        kept = [i for i in range(len(series)) if i not in between[k::count]]
-        part = series.subset(kept) if len(kept) > 1 else series
-        common: dict[str, Any] = {"align": align, "device": device, "progress": progress, "levels": levels}
-        fits.append(fit_deformation(part, None, seed=seed + k, **common, **REFIT_SETTINGS))
-    return fits
+    everything = list(range(len(series)))
+    kept = [[i for i in everything if i not in between[k::count]] for k in range(count)]
+    kept = [some if len(some) > 1 else everything for some in kept]
+    if whole := kept.count(everything):
+        logger.warning(
+            "refits: %d of %d leave out no scan, as too few lie between others; their seeds alone differ, which "
+            "shows less of what is uncertain",
+            *(whole, count),
+        )
+    common: dict[str, Any] = {"align": align, "device": device, "progress": progress, "levels": levels}
+    return [
+        fit_deformation(series.subset(some), None, seed=seed + k, **common, **REFIT_SETTINGS)
+        for k, some in enumerate(kept)
+    ]
 
 
 def uncertainty_at(model: STNeRP, fits: Sequence[STNeRP], points_mm: np.ndarray, t: float) -> np.ndarray:
@@ -264,6 +276,7 @@ class _Judge:
             if not structure.any():  # nothing to compare, which the scans' findings say
                 structure = np.ones_like(structure)
             points_mm, voxel_ml = grid.points_world()[structure], math.prod(grid.spacing_mm) / 1000
+        self.unseen_percent = 100 * float((~model.grid.contains(points_mm)).mean())
         step = len(points_mm) // MOST_POINTS | 1
         self.points_mm, self.point_ml = points_mm[::step], step * voxel_ml
         alignments = np.stack([self.alignment(t) for t in series.times])
@@ -276,6 +289,7 @@ class _Judge:
         reasons: list[str] = []
         there_mm = self.model.map_points(self.points_mm, t, inverse=True)
         findings = [
+            self.reach(),
             self.scan_at(t),
             self.order(t),
             self.time(t),
@@ -293,12 +307,24 @@ class _Judge:
     def alignment(self, t: float) -> np.ndarray:
         return affine_at(self.model.alignments, self.model.times, t, self.model.period)
 
+    def reach(self) -> Finding:
+        """How much of the ROI the reference doesn't show."""
+        if not self.roi:
+            return {}, []
+        measures = {"outside_reference_percent": self.unseen_percent}
+        if self.unseen_percent <= self.limits.outside_percent:
+            return measures, []
+        return measures, [
+            f"{self.unseen_percent:.0f} % of the ROI lies outside the reference, where motion is a guess"
+        ]
+
     def scan_at(self, t: float) -> Finding:
         """The scan of this time; at a time without one, whether those around it are in doubt."""
         if (i := index_at(self.series.times, t, self.series.period)) is not None:
             return self.scan(i)
         doubtful = [i for i in self.around(t) if self.scan(i)[1]]
-        return {}, [f"the scan at t = {self.series.times[i]:g}, next to this time, is in doubt" for i in doubtful]
+        times = [time_text(self.series.times[i]) for i in doubtful]
+        return {}, [f"the scan at t = {time}, next to this time, is in doubt" for time in times]
 
     def around(self, t: float) -> list[int]:
         """The scan of a time, or those before and after it."""
@@ -322,7 +348,9 @@ class _Judge:
             outside = 100 * float((~Grid.of(scan).contains(there_mm)).mean())
             near = _near(found.grid, there_mm)
         measures = found.measures(near) | {"covered_percent": found.covered_percent}
-        if math.isnan(measures["correlation"]):
+        if outside > limits.outside_percent:
+            reasons.append(f"{outside:.0f} % of the ROI leaves the scan's field of view")
+        if math.isnan(measures["correlation"]) and not reasons:
             reasons.append(
                 "neither the scan nor the moved reference has structure here: nothing could be compared"
             )
@@ -331,10 +359,10 @@ class _Judge:
                 f"{measures['unlike_percent']:.0f} % of the scan's structure looks unlike the moved reference: "
                 "another patient, a damaged image, tissue that changed, or a fit that failed"
             )
-        if measures["correlation"] < measures["correlation_before"] - GAIN / 10:
+        if measures["correlation_gain"] < -GAIN / 10:
             reasons.append(
-                f"the scan agrees less with the moved reference ({measures['correlation']:.2f}) than with the "
-                f"reference where it lay ({measures['correlation_before']:.2f}): the fit made it worse"
+                "the scan agrees less with the moved reference than with the reference where it lay, by "
+                f"{-measures['correlation_gain']:.2f} in correlation: the fit made it worse"
             )
         if measures["misplaced_percent"] > limits.misplaced_percent:
             reasons.append(
@@ -343,8 +371,6 @@ class _Judge:
             )
         if self.roi:
             measures["outside_percent"] = outside
-            if outside > limits.outside_percent:
-                reasons.append(f"{outside:.0f} % of the ROI leaves the scan's field of view")
         elif found.covered_percent < limits.covered_percent:
             reasons.append(
                 f"only {found.covered_percent:.0f} % of the scan's structure lies within the moved reference"
@@ -360,20 +386,20 @@ class _Judge:
         elsewhere = here is not None and here not in (i, j)
         if gain <= self.limits.order_percent or elsewhere:
             return {"order_percent": gain}, []
-        first, second = self.series.times[i], self.series.times[j]
+        first, second = (time_text(self.series.times[k]) for k in (i, j))
         return {"order_percent": gain}, [
-            f"with the scans at t = {first:g} and {second:g} exchanged, the series would change {gain:.0f} % less "
+            f"with the scans at t = {first} and {second} exchanged, the series would change {gain:.0f} % less "
             "from scan to scan: check their times, or the change is irregular and not to be predicted"
         ]
 
     def time(self, t: float) -> Finding:
         """How far this time is from what was measured."""
         times, period = self.model.times, self.model.period
+        if index_at(times, t, period) is not None:
+            return {"gap_p95_mm": 0.0}, []
         if period is None and not times[0] <= t <= times[-1]:
             return {}, ["this is before the first or after the last scan: the motion goes on in a straight line"]
-        before, after, weight = neighbours(times, t, period)
-        if weight == 0:
-            return {"gap_p95_mm": 0.0}, []
+        before, after, _ = neighbours(times, t, period)
         apart_mm = np.linalg.norm(self.still(times[before]) - self.still(times[after]), axis=1)
         gap_mm = float(np.percentile(apart_mm, 95))
         if gap_mm <= self.limits.gap_mm:
@@ -410,14 +436,16 @@ class _Judge:
         folded_ml = self.point_ml * float((jacobian <= 0).sum())
         low, high = limits.jacobian
         beyond_ml = self.point_ml * float(((jacobian < low) | (jacobian > high)).sum())
-        trip_mm = round_trip_mm(self.model, self.points_mm, t)
-        flow_mm = sitk.GetArrayFromImage(inverse_consistency_mm(self.model, t))
-        inverse_mm = float(max(np.percentile(trip_mm, 95), np.percentile(flow_mm, 95)))
+        misses_mm = [round_trip_mm(self.model, self.points_mm, t)]
+        if not self.roi:
+            misses_mm.append(sitk.GetArrayFromImage(inverse_consistency_mm(self.model, t)))
+        inverse_mm = max(float(np.percentile(miss_mm, 95)) for miss_mm in misses_mm)
         if folded_ml > limits.folded_ml:
             reasons.append(f"{folded_ml:.1f} ml of tissue fold")
         if beyond_ml > limits.jacobian_ml:
+            most, least = (1 / limit if limit else math.inf for limit in limits.jacobian)
             reasons.append(
-                f"{beyond_ml:.1f} ml of tissue shrink below {low:g} or grow beyond {high:g} of their volume"
+                f"{beyond_ml:.1f} ml of tissue grow beyond {most:g} or shrink below {least:g} times their volume"
             )
         if inverse_mm > limits.inverse_mm:
             reasons.append(f"the way to this time and back misses by {inverse_mm:.1f} mm (95 %)")

@@ -12,6 +12,7 @@ A displacement becomes a velocity by the logarithm, which the network then learn
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -37,6 +38,8 @@ from stnerp.time_basis import TimeBasis, index_at
 from stnerp.velocity import exponential
 from stnerp.warp import sample
 
+logger = logging.getLogger(__name__)
+
 Fit: TypeAlias = "STNeRP | str | os.PathLike[str]"  # a model, or the file of one
 Init: TypeAlias = "Fit | Sequence[Fit] | Mapping[float, PairRegistration | sitk.Image]"
 
@@ -56,11 +59,14 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
             image found them (target -> reference; vector images are in LPS mm).
         series: what the net will be fitted to.
         alignments: (T, 4, 4), reference point -> point of the image at each time.
-        settings: of the net. Displacements and means are learnt on the lattice of the first level.
+        settings: of the net. Displacements and means are learnt on the lattice of the first level. A fit's free
+            velocities count on levels whose lattice is finer than `network_mm`, with `detail_mm`: where the last
+            level's isn't, they are dropped, and a warning says so.
 
     Raises:
-        InputError: networks of another form or size, a cycle for what doesn't repeat (or vice versa), a time that
-            the series doesn't have, or nothing to start from.
+        InputError: networks of another form or size, a cycle for what doesn't repeat (or vice versa), or one that
+            `transplant` refuses, a time that the series doesn't have, a displacement that is no vectors or holds
+            NaN, or nothing to start from.
         MissingFileError: no such file.
         FitError: references that can't be aligned.
     """
@@ -90,6 +96,7 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
         if np.array_equal(to_source, np.eye(4)):
             _check_alignments(model, series, alignments)
         transplant(nets[-1], copy.deepcopy(model.def_net).cpu(), to_source)
+        _warn_of_dropped(model.def_net, net, settings)
     net.load_state_dict(nets[0].state_dict())
     if len(nets) > 1:
         _take_mean(net, nets, [series.times[i] for i in series.targets], lattice)
@@ -100,9 +107,11 @@ def start_from(net: DefNet, init: Init, series: Series, alignments: np.ndarray, 
 
 def _check_alignments(model: STNeRP, series: Series, alignments: np.ndarray) -> None:
     """Refuse a fit of the same reference that was pre-aligned otherwise: what that lacks is in its velocity."""
+    own = TimeBasis(series.times, series.reference_time, series.period)
     corners, apart_mm = series.grid.corners_world(), 0.0
     for t, alignment in zip(series.times, alignments, strict=True):
-        if (i := index_at(model.times, t, model.period)) is not None:
+        there = source_time(own, model.def_net.time_basis, t)
+        if (i := index_at(model.times, there, model.period)) is not None:
             moved_mm = [apply_affine(matrix, corners) for matrix in (model.alignments[i], alignment)]
             apart_mm = max(apart_mm, float(np.linalg.norm(moved_mm[0] - moved_mm[1], axis=1).max()))
     if apart_mm > ALIGNED_MM:
@@ -114,7 +123,8 @@ def _check_alignments(model: STNeRP, series: Series, alignments: np.ndarray) -> 
 
 def between_references(series: Series, model: STNeRP) -> np.ndarray:
     """(4, 4): points of the series' reference -> points of the model's, LPS mm; the identity for one image."""
-    ours = normalised(series.reference_image, series.window)
+    # Through the model's window: one that is found from all images changes with each new one.
+    ours = normalised(series.reference_image, model.window)
     if model.ref_net is not None:
         same = model.ref_net.fingerprint == fingerprint_of(ours)
     else:
@@ -124,6 +134,7 @@ def between_references(series: Series, model: STNeRP) -> np.ndarray:
         return np.eye(4)
     theirs = model.ref_net.render() if model.ref_net is not None else model.reference_voxels
     assert theirs is not None
+    ours = normalised(series.reference_image, series.window)
     return affine_between(series.grid.image(ours), model.grid.image(theirs), "affine")
 
 
@@ -135,7 +146,11 @@ def transplant(net: DefNet, source: DefNet, to_source: np.ndarray) -> None:
         to_source: A (4, 4), points of the net's reference -> points of the source's, LPS mm.
 
     Beyond the source's grid, the box of its patient, its network goes on as it happens to, where the source itself
-    fades: what the net's grid has more of is a start like any other there.
+    fades: what the net's grid has more of is a start like any other there. So it is before the source's first time
+    and after its last with form "space_time"; with "factorised" the motion stays as it is at that time.
+
+    Raises:
+        InputError: cycles of form "space_time" that begin at other phases: its network jumps where a cycle begins.
     """
     # A in mm along the grids' axes, from their centres: x -> linear x + offset.
     linear, offset = _between_axes(net.grid, source.grid, to_source)
@@ -163,9 +178,15 @@ def transplant(net: DefNet, source: DefNet, to_source: np.ndarray) -> None:
         into, shift = np.eye(4), np.zeros(4)
         into[:3, :3] = linear * own_extent_mm / their_extent_mm[:, None]
         shift[:3] = (offset - linear @ own_extent_mm / 2) / their_extent_mm + 0.5
-        (own_first, own_last), (first, last) = net.time_basis.measured_range, source.time_basis.measured_range
-        into[3, 3] = _pace(net.time_basis, source.time_basis) * (own_last - own_first) / (last - first)
-        shift[3] = (_source_time(net.time_basis, source.time_basis, own_first) - first) / (last - first)
+        own, theirs = net.time_basis, source.time_basis
+        (first, last), period = theirs.measured_range, theirs.period
+        begins, ends = (source_time(own, theirs, t) for t in own.measured_range)
+        if period is not None and not -1e-9 * period <= begins - first <= ends - first < (1 - 1e-9) * period:
+            raise InputError(
+                "init: that fit's cycle begins at another phase, seen from the reference; load the series from "
+                "that phase on, or fit both with form=factorised"
+            )
+        into[3, 3], shift[3] = (ends - begins) / (last - first), (begins - first) / (last - first)
         out = back * their_extent_mm / own_extent_mm[:, None]
         _transplant_siren(net.network, source.network, into, shift, out)
 
@@ -212,19 +233,29 @@ def _corresponding(net: FactorisedDefNet, source: FactorisedDefNet) -> np.ndarra
         return np.linalg.solve(mixing, their_mixing)
     times = [t for t in own.times if t != own.reference_time]
     here = np.stack([own(t) for t in times]) @ mixing
-    there = np.stack([theirs(_source_time(own, theirs, t)) for t in times]) @ their_mixing
+    sought = np.array([source_time(own, theirs, t) for t in times])
+    if theirs.period is None:  # after the last time, and before the first, the motion stays as it is there
+        sought = sought.clip(*theirs.measured_range)
+    there = np.stack([theirs(t) for t in sought]) @ their_mixing
     return np.linalg.pinv(here) @ there
 
 
-def _source_time(own: TimeBasis, source: TimeBasis, t: float) -> float:
+def source_time(own: TimeBasis, source: TimeBasis, t: float) -> float:
     """The source's time that corresponds to t, seen from the reference: the same phase of a cycle, or as long
-    after it. After the source's last time, and before its first, it stays as it is there."""
-    there = source.reference_time + _pace(own, source) * (t - own.reference_time)
-    return there if source.period is not None else float(np.clip(there, *source.measured_range))
+    after it, also where the source measured nothing."""
+    pace = source.period / own.period if source.period and own.period else 1.0
+    return source.reference_time + pace * (t - own.reference_time)
 
 
-def _pace(own: TimeBasis, source: TimeBasis) -> float:
-    return source.period / own.period if source.period and own.period else 1.0
+def _warn_of_dropped(source: DefNet, net: DefNet, settings: DefNetSettings) -> None:
+    """Say it if the fit doesn't go on with a start's free velocities: its motion is another one then."""
+    if not (isinstance(source, FactorisedDefNet) and source.detail is not None and source.detail.any()):
+        return
+    if isinstance(net, FactorisedDefNet) and not net.carries_detail(settings.levels[-1].lattice(net.grid).shape):
+        logger.warning(
+            "init: the free velocities of that fit are dropped; to keep them give detail_mm, and a last level "
+            "whose lattice is finer than network_mm"
+        )
 
 
 def _check(model: STNeRP, net: DefNet, settings: DefNetSettings) -> None:
@@ -244,12 +275,15 @@ def _check(model: STNeRP, net: DefNet, settings: DefNetSettings) -> None:
 
 def displacement_on(lattice: Grid, given: PairRegistration | sitk.Image, alignment: np.ndarray) -> torch.Tensor:
     """A displacement target -> reference at points of a lattice, after pre-alignment: (1, 3, z, y, x), axis mm."""
-    if not isinstance(given, PairRegistration | sitk.Image):
-        raise InputError(
-            f"init: expected displacements by time, {{t: PairRegistration}}, got {type(given).__name__}"
-        )
-    if not isinstance(given, PairRegistration):
+    if isinstance(given, sitk.Image) and given.GetNumberOfComponentsPerPixel() == 3:
         given = PairRegistration(sitk.Cast(given, sitk.sitkVectorFloat64))
+    if not isinstance(given, PairRegistration):
+        kind = given.GetPixelIDTypeAsString() if isinstance(given, sitk.Image) else type(given).__name__
+        raise InputError(
+            f"init: expected displacements by time, {{t: PairRegistration or image of vectors}}, got {kind}"
+        )
+    if not np.isfinite(sitk.GetArrayViewFromImage(given.displacement)).all():
+        raise InputError("init: a displacement holds vectors that are NaN or infinite; fill them, with 0 say")
     points_mm = lattice.points_world()
     moved_mm = given.map_points(apply_affine(alignment, points_mm))
     axis_mm = lattice.vectors_from_world(moved_mm - points_mm)

@@ -18,12 +18,15 @@ PRESETS = {
     "full_ct": (-1024.0, 3071.0),
 }
 PERCENTILES = (0.1, 99.9)
+MODALITY = "0008|0060"  # where an image keeps it, as ITK's reader of DICOM files writes it
 
-# Hounsfield units start at -1024, or -3024 (-3100 with noise) outside a scanner's round field of view,
-# and no other modality has a twentieth of its voxels below -500, where only air and lung are.
+# Hounsfield units start at -1024, or -3024 (-3100 with noise) outside a scanner's round field of view. A
+# twentieth of the voxels or more is below -500, where only air and lung are, and less below air and its noise, but
+# for the one value outside the field of view: an MR with signs (inversion, phase, difference) is spread there.
 _CT_MINIMUM = -3100
 _CT_AIR = -500
-_CT_AIR_FRACTION = 0.05
+_CT_BELOW_AIR = -1100
+_CT_FRACTION = 0.05
 _SAMPLES = 1_000_000
 
 
@@ -57,8 +60,9 @@ class Window:
             spec: a preset ("lung", "soft_tissue", "ct", "full_ct"); "percentile", the 0.1st to 99.9th
                 percentile of all voxels of all images (of a regular sample of about a million per
                 image, where they have more); a pair (low, high); a window; or "auto". Auto is "ct" if
-                all images look like Hounsfield units (no voxel below -3100, and at least a twentieth
-                of each image below -500, which is air or lung), else "percentile".
+                all images look like Hounsfield units (no voxel below -3100, at least a twentieth of each
+                image below -500, which is air or lung, and less than that below -1100, padding aside), and
+                none says that it is of another modality (DICOM), else "percentile".
             images: needed for "percentile" and "auto" only.
 
         Raises:
@@ -112,8 +116,13 @@ def _window_of_pair(pair: Sequence[float]) -> Window:
 
 def is_ct(image: sitk.Image) -> bool:
     """Whether an image looks like Hounsfield units: see `Window.of`."""
+    if image.HasMetaDataKey(MODALITY) and image.GetMetaData(MODALITY).strip() != "CT":
+        return False
     voxels = sitk.GetArrayViewFromImage(image)
-    return bool(voxels.min() >= _CT_MINIMUM and (voxels < _CT_AIR).mean() >= _CT_AIR_FRACTION)
+    lowest = voxels.min()
+    if lowest < _CT_MINIMUM or (voxels < _CT_AIR).mean() < _CT_FRACTION:
+        return False
+    return bool(((voxels < _CT_BELOW_AIR) & (voxels != lowest)).mean() < _CT_FRACTION)
 
 
 def _percentile_window(images: Sequence[sitk.Image]) -> Window:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stnerp import STNeRP, load_series
-from stnerp.agreement import agreement, exchanged
+from stnerp.agreement import Agreement, agreement, exchanged
 from stnerp.def_net import DefNet
 from stnerp.geometry import Grid
 from stnerp.presets import DefNetSettings, Level
@@ -43,13 +43,17 @@ class Known(DefNet):
 
 
 def known(
-    times: Sequence[float] = (0.0, 1.0), shift_mm: Sequence[float] = (0, 0, 0), linear: float = 0.0
+    times: Sequence[float] = (0.0, 1.0),
+    shift_mm: Sequence[float] = (0, 0, 0),
+    linear: float = 0.0,
+    slices: int = GRID.size[2],
 ) -> STNeRP:
+    """A model of the blobs, of their lowest slices alone."""
     series = load_series([blobs()] * len(times), times, window=(0, 1))
     return STNeRP(
-        def_net=Known(GRID, times, shift_mm, linear),
+        def_net=Known(GRID.part((0, 0, 0), (29, 25, slices - 1)), times, shift_mm, linear),
         ref_net=None,
-        reference_voxels=sitk.GetArrayFromImage(blobs()),
+        reference_voxels=sitk.GetArrayFromImage(blobs())[:slices],
         settings=DefNetSettings(levels=(Level(4, 8, 1),)),
         alignments=np.stack([np.eye(4)] * len(times)),
         window=series.window,
@@ -90,6 +94,24 @@ def test_where_the_reference_does_not_reach_nothing_is_said() -> None:
     seen = Grid.of(scan).points_world()[..., 0] <= GRID.points_world()[..., 0].max() + 2
     assert np.isnan(found.correlation[~seen]).all()
     assert not found.structure[~seen].any()
+
+
+def half_reached(before: float) -> Agreement:
+    """A correlation of 0.9, below of 0.5; the unmoved reference doesn't reach there, and has `before` above."""
+    correlation, unmoved = np.full(GRID.shape, 0.9), np.full(GRID.shape, before)
+    correlation[:12], unmoved[:12] = 0.5, np.nan
+    everywhere = np.ones(GRID.shape, bool)
+    return Agreement(GRID, correlation, unmoved, 0 * correlation, everywhere, ~everywhere, 100.0)
+
+
+def test_the_gain_is_of_what_both_reach() -> None:
+    measures = half_reached(0.8).measures()
+    assert measures["correlation"] == pytest.approx(0.7)
+    assert measures["correlation_before"] == pytest.approx(0.8)
+    assert measures["correlation_gain"] == pytest.approx(0.1)
+    nowhere = half_reached(0.8).measures(np.arange(24)[:, None, None] < 12)
+    assert nowhere["correlation"] == pytest.approx(0.5)
+    assert np.isnan(nowhere["correlation_gain"])
 
 
 # -- order

@@ -66,6 +66,49 @@ def test_known_map_is_found_from_reference_to_target(kind: str, true: np.ndarray
     assert error_mm(np.linalg.inv(found), true) > 15
 
 
+@pytest.mark.parametrize("field", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_gain_and_bias_field_of_an_mr_with_thick_slices(kind: str, field: float) -> None:
+    """Vessels and three balls in an organ that the field of view cuts, 10 mm apart."""
+    true = rigid((-4.0, 3.0, -5.0), (-5.0, 4.0, -8.0))
+    images = [
+        organ(thick_slices(turn, centre), to_target, gain, field * np.array(bias))
+        for turn, centre, to_target, gain, bias in (
+            ((18, -12, 25), (0, 0, 0), np.eye(4), 0.6, (0.25, -0.2, 0.15)),
+            ((22, -8, 20), (-5, 4, -8), true, 0.36, (-0.13, 0.2, -0.15)),
+        )
+    ]
+    found = affine_between(*images, kind)  # type: ignore[arg-type]
+    somewhere = np.random.default_rng(1).uniform(-20, 20, (200, 3))
+    # A plain correlation along ITK's own gradients ends 0.1, 29 and 60 mm away.
+    assert np.linalg.norm(apply_affine(found, somewhere) - apply_affine(true, somewhere), axis=1).mean() < 0.5
+
+
+def thick_slices(turn: tuple[float, ...], centre: tuple[float, ...]) -> Grid:
+    size, spacing = np.array([64, 64, 20]), np.array([0.9, 0.9, 4.0])
+    direction = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
+    origin = np.array(centre) - direction @ ((size - 1) / 2 * spacing)
+    return Grid((64, 64, 20), (0.9, 0.9, 4.0), tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+
+
+def organ(grid: Grid, to_target: np.ndarray, gain: float, bias: np.ndarray) -> sitk.Image:
+    """An MR of it in [0, 1], with noise of 0.01 and another brightness by exp(bias · x / 60 mm)."""
+    draw = np.random.default_rng(0)
+    points = apply_affine(np.linalg.inv(to_target), grid.points_world())
+    inside = 1 / (1 + np.exp(38 * (np.linalg.norm((points - [0, 0, 5]) / [45, 40, 38], axis=-1) - 1)))
+    values = 0.3 + 0.3 * inside
+    for _ in range(14):
+        through, along = draw.uniform(-35, 35, 3), draw.standard_normal(3)
+        radius = draw.uniform(1.5, 3.5)
+        off = np.linalg.norm(np.cross(points - through, along / np.linalg.norm(along)), axis=-1)
+        values += 0.45 * inside / (1 + np.exp(3 * (off - radius)))
+    for centre, radius, more in (((10, -8, 10), 9, -0.25), ((-14, 10, -8), 6, 0.4), ((5, 14, -18), 7, 0.25)):
+        values += more / (1 + np.exp(2 * (np.linalg.norm(points - centre, axis=-1) - radius)))
+    values *= gain * np.exp((grid.points_world() - grid.centre_mm) / 60 @ bias)
+    values += 0.01 * np.random.default_rng(round(100 * gain)).standard_normal(values.shape)
+    return grid.image(np.clip(values, 0, 1).astype(np.float32))
+
+
 @pytest.mark.parametrize("kind", ["rigid", "affine"])
 def test_a_slab_thinner_than_four_coarse_voxels(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     """ITK smooths no fewer than four voxels along an axis; 9 mm are three of 4 mm."""

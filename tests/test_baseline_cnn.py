@@ -297,6 +297,10 @@ def test_a_cohort_is_trained_on_once_and_never_on_the_pair(
     assert len(calls) == 1
     assert len(calls[0]) == 2
     assert calls[0][0].images[0].shape[:2] == (2, 3)  # two images; intensities, coverage and mask
+    # Another scan of the same name is another cohort.
+    sitk.WriteImage(ct(grid, 20), str(tmp_path / "patient 0" / "scan1.mha"))
+    anatomy_cnn(ct(grid, 7), ct(grid, 5), window=UNIT, align="none", cohort=str(tmp_path), **QUICK)
+    assert len(calls) == 2
 
     (tmp_path / "patient 1" / "scan0_mask.nii.gz").unlink()
     with pytest.raises(InputError, match="has no mask, others of the cohort do"):

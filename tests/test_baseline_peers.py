@@ -13,8 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from stnerp.baselines.ants_syn import ants_syn
 from stnerp.baselines.convexadam import convexadam
+from stnerp.baselines.cycle_idir import cycle_idir
+from stnerp.baselines.dlir import dlir
 from stnerp.baselines.elastix_bspline import elastix_bspline
 from stnerp.baselines.greedy import greedy
+from stnerp.baselines.idir import idir
 from stnerp.baselines.pair import PairMethod, PairRegistration, peer, registration_of
 from stnerp.errors import InputError, MissingDependencyError
 from stnerp.geometry import Grid, apply_affine
@@ -54,6 +57,21 @@ def other_grid(grid: Grid) -> Grid:
     one = Grid((60, 50, 70), (2.0, 3.0, 1.7), (0.0, 0.0, 0.0), tuple(axes.ravel()))
     x, y, z = (float(c) for c in grid.centre_mm - one.centre_mm)
     return Grid(one.size, one.spacing_mm, (x, y, z), one.direction)
+
+
+def test_images_that_tell_no_motion_are_refused_by_name() -> None:
+    # ITK would look for NaN's place forever, and find one for what is the same everywhere.
+    grid = Grid((8, 7, 6), (4.0, 4.0, 5.0))
+    image = grid.image(np.random.default_rng(0).random(grid.shape, np.float32))
+    holes = sitk.Image(image)
+    holes[2, 3, 1] = float("nan")
+    refused = {"1 voxels are NaN": holes, "every voxel is 0": 0 * image, "shows nothing in the window": image + 5}
+    for says, other in refused.items():
+        for method, at in ((idir, "target"), (cycle_idir, "target"), (dlir, "image 0")):
+            with pytest.raises(InputError, match=f"^{at}: {says}"):
+                method(image, other, window=Window(0, 1))
+        with pytest.raises(InputError, match=f"^reference: {says}"):
+            idir(other, image, window=Window(0, 1))
 
 
 def test_points_follow_a_translation_everywhere(any_grid: Grid) -> None:

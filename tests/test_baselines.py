@@ -28,6 +28,13 @@ def test_a_tie_goes_to_the_earlier_image():
     assert nearest_phase(IMAGES, TIMES, 4.5, period=5.0).max() == 40  # between 4 and 0 = 5
 
 
+@pytest.mark.parametrize("period", [None, 1.0])
+def test_a_tie_of_times_that_are_rounded(period):
+    images, times = [np.full((1, 1, 1), k) for k in range(10)], [k / 10 for k in range(10)]
+    ties = range(9 if period is None else 10)
+    assert [nearest_phase(images, times, (k + 0.5) / 10, period).item() for k in ties] == list(ties)
+
+
 @pytest.mark.parametrize(("t", "value"), [(0.25, 2.5), (3.0, 30), (-9, 0), (9, 40)])
 def test_blend(t, value):
     blend = linear_blend(IMAGES, TIMES, t)

@@ -110,6 +110,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sitk.WriteImage(
         Grid.of(images["day0"]).image(np.zeros((*phantom.grid.shape, 3))), str(folder / "day30_to_day0.nii.gz")
     )
+    (folder / "fiducials.fcsv").write_text("# CoordinateSystem = LPS\n# columns = id,x,y,z\n1,10,-20,35\n")
     (folder / "points.csv").write_text("x,y,z,t\n10,-20,35,0\n", encoding="utf-8")
     (folder / "points.txt").write_text("point\n1\n10 -20 35\n", encoding="utf-8")
     (folder / "phases").mkdir()

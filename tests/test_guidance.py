@@ -283,5 +283,5 @@ def test_a_time_without_guidance_is_refused(phantom: Phantom, phantom_series: Se
 
 def test_a_time_may_be_a_number_of_numpy_s() -> None:
     assert image_at(shifted(), np.float32(1.0), "init") == image_at(shifted(), np.int64(1), "init") == 1
-    with pytest.raises(InputError, match="init: x is not the time of an image"):
+    with pytest.raises(InputError, match="init: 'x' is not the time of an image"):
         image_at(shifted(), "x", "init")  # type: ignore[arg-type]

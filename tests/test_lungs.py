@@ -37,6 +37,27 @@ def test_a_scan_in_slices_that_are_not_axial(orientation: str) -> None:
     np.testing.assert_array_equal(back, sitk.GetArrayFromImage(body_of(image)))
 
 
+@pytest.mark.parametrize("cut", [np.s_[9:39, :, :], np.s_[:, 10:, :]], ids=["left and right", "in front"])
+def test_lungs_that_the_field_of_view_cuts(cut: tuple[slice, ...]) -> None:
+    """Their air is open to the border, and is inside all the same."""
+    image = Phantom((48, 38, 28), 7.0, noise_hu=0.0).image(0.0)
+    whole, part = sitk.GetArrayFromImage(lungs_of(image, body_of(image))[cut]) != 0, image[cut]
+    lungs = sitk.GetArrayFromImage(lungs_of(part, body_of(part))) != 0
+    assert whole[..., 0].any() or whole[:, 0].any()
+    # Opening and closing end at the border, some voxels off.
+    assert (lungs & whole).sum() > 0.95 * whole.sum()
+    assert (lungs & whole).sum() > 0.95 * lungs.sum()
+
+
+def test_air_beside_a_body_that_reaches_every_side_is_outside() -> None:
+    image = Phantom((48, 38, 28), 7.0, noise_hu=0.0).image(0.0)
+    body = body_of(image)
+    z, y, x = (slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(sitk.GetArrayFromImage(body)))
+    part = sitk.GetArrayFromImage(body_of(image[x, y, z]))
+    assert all(part[side].any() for side in (np.s_[:, 0], np.s_[:, -1], np.s_[..., 0], np.s_[..., -1]))
+    np.testing.assert_array_equal(part, sitk.GetArrayFromImage(body[x, y, z]))
+
+
 def test_what_shows_no_chest() -> None:
     grid = Grid((8, 8, 8), (1.0, 1.0, 1.0))
     air, water = (grid.image(np.full(grid.shape, hu, np.int16)) for hu in (-1000, 0))

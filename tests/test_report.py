@@ -171,6 +171,11 @@ def test_the_difference_has_its_psnr(tmp_path, monkeypatch):
     grid = GRIDS["LPS"]
     overview(tmp_path / "o.png", grid, target=np.full(grid.shape, 0.5), prediction=np.full(grid.shape, 0.4))
     assert any("PSNR 20.0 dB" in text.get_text() for text in figures[0].texts)
+    off = np.full(grid.shape, 0.4)
+    off[3:] = 0.0
+    mask = np.arange(len(off))[:, None, None] < np.full(grid.shape, 3)
+    overview(tmp_path / "o.png", grid, target=np.full(grid.shape, 0.5), prediction=off, mask=mask)
+    assert any("PSNR 20.0 dB" in text.get_text() for text in figures[1].texts)
 
 
 def test_text_does_not_overlap_the_panels(tmp_path, monkeypatch):
@@ -231,9 +236,9 @@ ROI_ROWS = [
         "roi": roi,
         "time": t,
         "volume_ml": 20 - t,
-        "centroid_x_mm": 100 + t,
-        "centroid_y_mm": 5.0,
-        "centroid_z_mm": -3 * t,
+        "shift_x_mm": 2 + t,
+        "shift_y_mm": 0.0,
+        "shift_z_mm": -3 * t,
         "measured": t % 2 == 0,
     }
     for roi in ("GTV", "heart")
@@ -248,7 +253,7 @@ def test_roi_curves(tmp_path, monkeypatch):
     line, dots = volume.lines[:2]
     np.testing.assert_array_equal(line.get_xydata(), [[0, 20], [1, 19], [2, 18], [3, 17]])
     np.testing.assert_array_equal(dots.get_xydata(), [[0, 20], [2, 18]])
-    np.testing.assert_array_equal(x.lines[0].get_ydata(), [0, 1, 2, 3])  # relative to the earliest time
+    np.testing.assert_array_equal(x.lines[0].get_ydata(), [2, 3, 4, 5])  # from the reference, not the earliest
     np.testing.assert_array_equal(z.lines[0].get_ydata(), [0, -3, -6, -9])
     assert len(volume.lines) == 4
     np.testing.assert_allclose(pixels.shape[:2], figures[0].get_size_inches()[::-1] * report.DPI, atol=1)
@@ -270,8 +275,14 @@ def test_monitor_curves(tmp_path, monkeypatch):
     np.testing.assert_array_equal(volume.lines[1].get_xydata(), [[0, 0], [2, 2]])  # dots: measured
     np.testing.assert_array_equal(volume.lines[2].get_ydata(), [1, 2, 3])  # dotted: the count
     np.testing.assert_array_equal(intensity.lines[0].get_xydata(), [[0, -40], [2, -40]])  # not at 1
-    with pytest.raises(InputError, match="shift_x_mm"):
+    with pytest.raises(InputError, match="surface_mean_mm"):
         report.monitor_curves(tmp_path / "m.png", ROI_ROWS)
+    for row in rows:
+        del row["intensity_change"]
+    report.monitor_curves(tmp_path / "m.png", rows, "time (days)")  # seven panels: the right column ends above
+    labelled = [panel.get_xlabel() for panel in figures[-1].axes]
+    assert labelled == [""] * 5 + ["time (days)"] * 2 + [""]
+    assert [panel.xaxis.get_tick_params()["labelbottom"] for panel in figures[-1].axes[4:7]] == [False, True, True]
 
 
 @every_grid

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,50 @@ def test_a_checkpoint_of_another_fit_is_refused_and_kept(series: Series, ref_net
         fit_deformation(changed, ref_net, **brief)
 
 
+@pytest.mark.parametrize(
+    ("error", "found", "stays"),
+    [
+        (InputError, False, False),
+        (InputError, True, True),
+        (FitError, False, False),
+        (FitError, True, False),
+        (Interrupted, False, True),
+        (RuntimeError, False, True),
+    ],
+)
+def test_an_error_leaves_no_checkpoint_that_it_would_meet_again(
+    tmp_path: Path, error: type[BaseException], found: bool, stays: bool
+) -> None:
+    path = tmp_path / "fit.ckpt"
+
+    def begin(fit: Progress) -> None:
+        fit.kept("alignments", lambda: {"matrices": torch.eye(4)})
+
+    if found:
+        with Progress(path, {}) as fit:
+            begin(fit)
+    with pytest.raises(error), Progress(path, {}) as fit:  # noqa: PT012
+        begin(fit)
+        assert path.is_file()
+        raise error(*((signal.SIGINT, "told") if error is Interrupted else ("told",)))
+    assert path.is_file() == stays
+
+
+def test_the_corrected_call_is_a_new_fit(series: Series, tmp_path: Path) -> None:
+    path = tmp_path / "fit.ckpt"
+    brief: dict[str, Any] = {**DEF_NET, "levels": [(30, 40, 1)], "align": "none", "checkpoint": path}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"contours": 0.1}, "contours: none are known"),
+        ({"init": 5}, "int is no start"),
+        ({"init": [5]}, "int is no start"),
+    ]
+    for wrong, says in refused:
+        with pytest.raises(InputError, match=says):
+            fit_deformation(series, None, **brief, **wrong)
+        assert not path.exists()
+    fit_deformation(series, None, **brief)
+
+
 def test_a_damaged_checkpoint_is_refused(series: Series, tmp_path: Path) -> None:
     path = tmp_path / "fit.ckpt"
     fit_reference(series, checkpoint=path, **{**REF_NET, "iterations": 1})
@@ -507,6 +552,41 @@ def test_the_same_command_goes_on(
 
 
 @pytest.mark.usefixtures("scripts")
+def test_a_fit_from_the_run_s_own_model_goes_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train_def", *TINY, *BRIEF]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*command, f"out={whole}") == 0
+    shutil.copytree(whole, out)
+
+    def weekly(folder: Path, *more: str) -> int:
+        return run(*command, f"out={folder}", f"init={folder}/model.pt", "overwrite=true", *more)
+
+    assert weekly(whole) == 0
+    before = (out / "model.pt").read_bytes()
+    # Refused: nothing is left that would make the run an unfinished one.
+    names = sorted(path.name for path in out.iterdir())
+    assert weekly(out, "preset.def_net.contours=0.1", "guided_times=[7]") == 2
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert run(*command, "data.phases=3", f"out={out}") == 2
+    assert "already exists" in capsys.readouterr().err
+    with killed_at(7):
+        weekly(out)
+    assert (out / "model.pt").read_bytes() == before
+    # Killed once its start has been replaced.
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("train_def"), "loss_curve", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            weekly(out)
+    assert (out / "model.pt").read_bytes() != before
+    assert weekly(out) == 0
+    saved, expected = (bits(torch.load(f / "model.pt", weights_only=True)) for f in (out, whole))
+    assert saved == expected
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+@pytest.mark.usefixtures("scripts")
 def test_eval_interpolation_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["eval_interpolation", *TINY, *BRIEF[1:], *BRIEF_REF_NET, "data.phases=4", "held_out=[1]"]
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -587,10 +667,7 @@ def test_a_result_within_a_stage_is_written_with_a_checked_state_only(tmp_path: 
         raise FitError("weights are not finite")
 
     path = tmp_path / "fit.ckpt"
-    with (
-        Progress(path, {}) as fit,
-        pytest.raises(FitError, match="not finite"),
-        fit.stage("net", State({}, [], check=check)),
-    ):
-        fit.kept("pull", lambda: {"pull": torch.zeros(1)})
-    assert not path.exists()
+    with Progress(path, {}) as fit:
+        with pytest.raises(FitError, match="not finite"), fit.stage("net", State({}, [], check=check)):
+            fit.kept("pull", lambda: {"pull": torch.zeros(1)})
+        assert not path.exists()

@@ -141,3 +141,11 @@ def test_trust_and_report_take_it_too(folder: Path, rois: Any, monkeypatch: pyte
         "names=true",
     )
     assert seen["structures"] == ["rs ROI 3 heart", "rs ROI 5 liver", "liver"]
+    run(
+        "report",
+        f"out={folder}",
+        f"roi=[{folder / 'rs.dcm'},{folder / 'liver.nii.gz'}]",
+        "scans=false",
+        "overwrite=true",
+    )
+    assert seen["structures"] == ["ROI 1.3", "ROI 1.5", "ROI 2"]  # neither by name nor by file

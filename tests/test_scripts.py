@@ -10,15 +10,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import optional
+from test_agreement import GRID, blobs, known
 
-from stnerp import STNeRP
+from stnerp import STNeRP, load_series
 from stnerp.geometry import Grid
 from stnerp.io.landmarks import read_landmarks, write_landmarks
+from stnerp.metrics import ncc, psnr_db, ssim
 from stnerp.phantom import LABELS, Phantom
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -277,6 +280,19 @@ def test_further_times_join_those_that_are_there(
     assert rows_of(out / "roi" / "organ_curve.csv") == rows
     assert not (out / "roi" / "organ_t23.nii.gz").exists()
     run(*common, "times=[23]", "overwrite=true")
+    # As spreadsheets save it: decimal commas, or semicolons.
+    table = out / "roi" / "organ_curve.csv"
+    head, first, *others = table.read_text().splitlines()
+    volume = rows_of(table)[0]["volume_ml"]
+    decimal = first.replace(f",{volume},", f',"{volume.replace(".", ",")}",')
+    table.write_text("\n".join([head, decimal, *others]))
+    assert "organ_curve.csv: already exists, of another ROI" in refused(capsys, *common, "times=[24]")
+    table.write_text("\n".join([head, first, *others]).replace(",", ";"))
+    line = refused(capsys, *common, "times=[24]")
+    assert "organ_curve.csv: isn't as it was written" in line
+    assert "overwrite=true" in line
+    negative = ["curve_points=-1", "times=[24]", "overwrite=true"]
+    assert "curve_points: -1 must not be negative" in refused(capsys, *common[:3], *negative)
 
 
 def test_times_of_many_digits_get_a_file_each(fitted: Path, patient: Path) -> None:
@@ -422,6 +438,31 @@ def test_another_ref_net_than_the_fitted_one_is_refused(
     common = ["train_def", f"out={out}", "overwrite=true"]
     run(*common, *QUICK)
     run(*common, *QUICK, "prior=false", "preset.ref_net.backbone=siren")
+
+
+def test_images_are_scored_where_the_reference_shows_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A patient 24 mm higher, whom the fit finds: before it, the upper slices would be compared with nothing."""
+    optional("hydra", "scripts")
+    scores, data = (importlib.import_module(name) for name in ("scores", "data"))
+    scan = blobs()
+    scan.SetOrigin((*GRID.origin_mm[:2], GRID.origin_mm[2] + 24))
+    patient = data.PatientData(load_series([blobs(), scan], [0, 1], window=(0, 1)), {}, [], 0.0)
+    model = known(shift_mm=(0, 0, -24))
+    prediction = scores.predict(model, patient, 1)
+    row = scores.score(model, patient, prediction)
+    assert prediction.covered.all()
+    reached = GRID.contains(Grid.of(scan).points_world())
+    assert reached.mean() == pytest.approx(18 / 24)
+    for name, measure in (("psnr_db", psnr_db), ("ssim", ssim)):
+        assert row[f"{name}_before"] == measure(prediction.before, prediction.target, mask=reached)
+        assert row[name] == measure(prediction.image, prediction.target)
+    assert row["ncc_before"] == ncc(prediction.before, prediction.target, reached)
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(scores, "overview", lambda path, **settings: drawn.update(settings))
+    scores.draw(tmp_path / "t1.png", patient, prediction, "t = 1")
+    assert drawn["mask"] is prediction.covered  # its PSNR is the table's
 
 
 def test_labels_with_the_same_columns_are_refused(

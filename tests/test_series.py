@@ -257,6 +257,24 @@ def test_masks_may_be_one_or_listed_or_mapped(tmp_path):
             np.testing.assert_array_equal(sitk.GetArrayFromImage(series.masks[i]) > 0, array > 0)
 
 
+@pytest.mark.parametrize(("modality", "window"), [("CT", "ct"), ("MR", "percentile")])
+def test_dicom_says_of_which_modality_an_image_is(tmp_path, modality, window):
+    """Phase images of an MR may have the intensities of a CT."""
+    for i in range(2):
+        stored = np.random.default_rng(i).choice([24, 1064], size=GRID.shape)
+        write_dicom(tmp_path / f"day{i}", GRID, stored, f"1.2.3.{i}", Modality=modality)
+    assert load_series([tmp_path / "day0", tmp_path / "day1"]).window.name == window
+
+
+def test_a_mask_lies_where_its_image_lies_but_for_rounding():
+    """NIfTI keeps an origin in single precision; ITK takes that for another place."""
+    near = mask()
+    near.SetOrigin([o + 1e-5 for o in near.GetOrigin()])
+    series = load_series(three(), masks=near)
+    assert series.masks[0].GetOrigin() == series.images[0].GetOrigin()
+    sitk.Mask(series.images[0], series.masks[0])  # would raise
+
+
 def test_mask_on_another_grid_is_resampled_with_a_notice(caplog):
     # Every second voxel of a twice finer grid whose first voxel is the image's.
     fine = Grid((11, 13, 15), (0.5, 1.0, 1.5), GRID.origin_mm)

@@ -16,9 +16,9 @@ import SimpleITK as sitk
 import torch
 from conftest import optional
 from scipy.ndimage import gaussian_filter
-from test_agreement import GRID, blobs, known
+from test_agreement import GRID, blobs, half_reached, known
 
-from stnerp import InputError, Series, STNeRP, fit_deformation, load_series, trust
+from stnerp import InputError, Series, STNeRP, fit_deformation, load_series, report, trust
 from stnerp.geometry import Grid
 from stnerp.trust import Limits, Verdict, verdicts
 
@@ -50,14 +50,18 @@ def test_at_a_scan_only_refits_that_saw_it_count() -> None:
     assert np.isnan(trust.uncertainty_at(model, [unaware], points, 1.0)).all()
 
 
-def test_refits_leave_out_each_scan_between_others_once(phantom_series: Series) -> None:
+def test_refits_leave_out_each_scan_between_others_once(
+    phantom_series: Series, caplog: pytest.LogCaptureFixture
+) -> None:
     quick = {"progress": False, "device": "cpu", "levels": [(30, 40, 1)]}
     cycle = trust.refits(phantom_series, 3, **quick)
     assert [fit.times for fit in cycle] == [(0, 0.5, 0.75), (0, 0.25, 0.75), (0, 0.25, 0.5)]
+    assert "leave out no scan" not in caplog.text
     follow_up = load_series(phantom_series.images, [0, 1, 2, 3], window="ct")
     # The last scan has none after it, and there are two to leave out for three refits.
     fits = trust.refits(follow_up, 3, align="none", **quick)
     assert [fit.times for fit in fits] == [(0, 2, 3), (0, 1, 3), (0, 1, 2, 3)]
+    assert "1 of 3 leave out no scan" in caplog.text
     weights = [fit.def_net.modes[0].B for fit in fits]  # type: ignore[union-attr, index]
     assert not torch.equal(weights[0], weights[1])
     with pytest.raises(InputError, match="refits"):
@@ -92,8 +96,31 @@ def test_times_without_a_scan() -> None:
     assert said(after, "straight line")
     slow = load_series([blobs(), blobs((0, 0, 6))], [0, 1], window=(0, 1))
     assert verdicts(known(shift_mm=(0, 0, -6)), slow, [0.5])[0].ok
+    # A time that rounding took beyond the last scan is that scan's.
+    tenths = load_series([blobs()] * 4, [0, 0.1, 0.2, 0.3], window=(0, 1))
+    for late in verdicts(known(tenths.times), tenths, [0.1 + 0.2, np.nextafter(0.3, 0)]):
+        assert late.measured
+        assert late.ok, late.reasons
+        assert late.measures["gap_p95_mm"] == 0
     # What lies next to a scan in doubt is in doubt.
     assert said(verdicts(known(), slow, [0.5])[0], "t = 1, next to this time, is in doubt")
+
+
+def test_times_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Julian days a week apart must not read the same."""
+    days = (2460000, 2460007)
+    scans = load_series([blobs(), blobs((0, 0, 6))], days, window=(0, 1))
+    monkeypatch.setattr(trust, "exchanged", lambda *_: (0, 1, 50.0))
+    verdict = verdicts(known(days), scans, [2460003.5])[0]
+    assert said(verdict, "t = 2460007, next to this time, is in doubt")
+    assert said(verdict, "t = 2460000 and 2460007 exchanged")
+
+
+def test_worse_is_what_agreed_better_at_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = load_series([blobs(), blobs()], [0, 1], window=(0, 1))
+    for before, worse in ((0.8, False), (0.95, True)):
+        monkeypatch.setattr(trust, "agreement", lambda *_, before=before: half_reached(before))
+        assert said(verdicts(known(), series, [1])[0], "the fit made it worse") == worse
 
 
 def test_what_no_other_fit_has_seen_is_told() -> None:
@@ -107,8 +134,14 @@ def test_what_no_other_fit_has_seen_is_told() -> None:
 def test_tissue_that_no_tissue_is() -> None:
     series = load_series([blobs(), blobs()], [0, 1], window=(0, 1))
     # e^(3 · 0.6) = 6: beyond fivefold.
-    assert said(verdicts(known(linear=0.6), series, [1], limits=Limits(inverse_mm=99))[0], "ml of tissue shrink")
+    assert said(verdicts(known(linear=0.6), series, [1], limits=Limits(inverse_mm=99))[0], "ml of tissue grow")
     assert not said(verdicts(known(linear=0.3), series, [1])[0], "ml of tissue")
+    # Towards the reference it contracts, e^(−3 · 0.3) = 0.41: since then it has grown.
+    limits = Limits(jacobian=(0.5, 100), inverse_mm=99)
+    assert said(verdicts(known(linear=-0.3), series, [1], limits=limits)[0], "grow beyond 2 or shrink below 0.01")
+    assert said(
+        verdicts(known(linear=0.3), series, [1], limits=Limits(jacobian=(0, 2), inverse_mm=99))[0], "below 0.5"
+    )
 
 
 def test_refits_that_disagree() -> None:
@@ -135,6 +168,29 @@ def test_a_roi_is_judged_where_it_is() -> None:
     # Target -> reference by +14 mm: the ROI, 8 mm from the border, has left the scan.
     gone = verdicts(known(shift_mm=(14, 0, 0)), series, [1], roi=roi)[0]
     assert said(gone, "leaves the scan's field of view")
+    # Altogether: that there is nothing to compare goes without saying.
+    lost = verdicts(known(shift_mm=(40, 0, 0)), series, [1], roi=roi)[0]
+    assert lost.reasons == ("100 % of the ROI leaves the scan's field of view",)
+
+
+def test_the_way_back_is_judged_in_the_roi() -> None:
+    array = np.zeros(GRID.shape, np.uint8)
+    array[11:13, 12:14, 14:16] = 1
+    series, model = load_series([blobs(), blobs()], [0, 1], window=(0, 1)), known(linear=0.6)
+    whole, there = (verdicts(model, series, [1], roi=roi)[0] for roi in (None, GRID.image(array)))
+    assert said(whole, "to this time and back")  # at the border, from where the field is continued
+    assert there.measures["inverse_p95_mm"] < 1e-2
+
+
+def test_what_of_a_roi_the_reference_does_not_show() -> None:
+    """Motion is a guess there, at every time, however well scans agree beside it."""
+    model = known(slices=12)
+    series = load_series([model.grid.image(model.reference_voxels), blobs()], [0, 1], window=(0, 1))
+    array = np.zeros(GRID.shape, np.uint8)
+    array[10:20, 8:18, 8:18] = 1
+    for verdict in verdicts(model, series, [0, 0.5, 1], roi=GRID.image(array)):
+        assert verdict.reasons[0].startswith("80 % of the ROI lies outside the reference")
+        assert verdict.measures["outside_reference_percent"] == pytest.approx(80)
 
 
 def test_silence_is_no_consent() -> None:
@@ -278,13 +334,18 @@ def test_the_script_writes_maps_and_says_where_to_look(
 ) -> None:  # fmt: skip
     optional("hydra", "scripts")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    aligned = []
+    aligned, titles = [], []
 
     def quick(*arguments: Any, align: str, **common: Any) -> list[STNeRP]:
         aligned.append(align)
         return trust.refits(*arguments, align=align, levels=[(12, 24, 5)], **common)
 
+    def draw(path: Path, columns: list[dict[str, Any]], **settings: Any) -> Path:
+        titles.extend(column["title"] for column in columns)
+        return report.trust_overview(path, columns, **settings)
+
     monkeypatch.setattr(importlib.import_module("trust"), "refits", quick)
+    monkeypatch.setattr(importlib.import_module("trust"), "trust_overview", draw)
     good.save(tmp_path / "model.pt")
     for i, image in enumerate(scans.images):
         sitk.WriteImage(image, str(tmp_path / f"{i}.nii.gz"))
@@ -293,7 +354,7 @@ def test_the_script_writes_maps_and_says_where_to_look(
         f"data: {{kind: files, images: [{files}], times: [0, 1, 2, 3], period: null, reference: 0, "
         "window: [0, 1], masks: null, landmarks: null, label_names: null, contours: null}\nalign: none\n"
     )
-    common = [f"out={tmp_path}", "times=[2,2.5]", "progress=false", "refits=2"]
+    common = [f"out={tmp_path}", "times=[2,2.5000001]", "progress=false", "refits=2"]
     script(*common, "limits={uncertainty_mm: 0.01}")
     with (tmp_path / "trust" / "trust.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -302,14 +363,26 @@ def test_the_script_writes_maps_and_says_where_to_look(
     assert float(rows[0]["correlation"]) > 0.8
     written = {path.name for path in (tmp_path / "trust").glob("*.nii.gz")}
     maps = {"uncertainty_mm", "inverse_consistency_mm"}
-    assert written == {f"t{t}_{name}.nii.gz" for t in (2, 2.5) for name in maps} | {
+    assert written == {f"t{t}_{name}.nii.gz" for t in (2, 2.5000001) for name in maps} | {
         "t2_correlation.nii.gz", "t2_difference.nii.gz"
     }  # fmt: skip
     assert (tmp_path / "trust" / "trust.png").stat().st_size > 0
     assert aligned == ["none"]  # as the fit itself was
     printed = capsys.readouterr().out
-    assert "t = 2.5: look here: " in printed
+    assert "t = 2.5000001: look here: " in printed
+    assert titles == ["t = 2", "t = 2.5000001, no scan"]
     assert "other fits of the same scans" in printed
-    with pytest.raises(SystemExit):
-        script(*common, "overwrite=true", "limits={certainty: 2}")
-    assert "uncertainty_mm" in capsys.readouterr().err
+    for wrong, says in (
+        ("{certainty: 2}", "uncertainty_mm"),
+        ("2", "limits: 2 must"),
+        ("[2]", "limits: [2] must"),
+    ):
+        with pytest.raises(SystemExit):
+            script(*common, "overwrite=true", f"limits={wrong}")
+        assert says in capsys.readouterr().err
+    (tmp_path / "trust" / "t1_notes.txt").touch()
+    script(common[0], "times=[3]", "refits=0", "overwrite=true")  # maps of other times go, nobody else's files
+    left = {path.name for path in (tmp_path / "trust").iterdir()}
+    assert left == {"trust.csv", "trust.png", "t1_notes.txt"} | {
+        f"t3_{name}.nii.gz" for name in ("inverse_consistency_mm", "correlation", "difference")
+    }

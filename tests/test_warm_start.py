@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,15 @@ from stnerp.phantom import BOX_MM, Phantom
 from stnerp.presets import DefNetSettings, with_changes
 from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
-from stnerp.warm_start import displacement_on, learn_velocity, logarithm_mm, transplant
+from stnerp.warm_start import (
+    between_references,
+    displacement_on,
+    learn_velocity,
+    logarithm_mm,
+    start_from,
+    transplant,
+)
+from stnerp.window import Window
 
 FORMS = ("factorised", "space_time")
 CYCLE = TimeBasis((0.0, 0.25, 0.5, 0.75), 0.0, 1.0)
@@ -121,6 +131,37 @@ def test_a_new_scan_starts_as_the_last_one() -> None:
     assert np.abs(found[2] - before[1]).max() < 1e-4
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_scan_leaves_the_others_where_they_are(form: str) -> None:
+    source = net_of(HERE, TimeBasis((10.0, 20.0, 30.0), 10.0), 1, form=form)
+    net = net_of(HERE, TimeBasis((0.0, 10.0, 20.0, 30.0, 40.0), 10.0), 2, form=form)
+    transplant(net, source, np.eye(4))
+    points = HERE.points_world().reshape(-1, 3)[::50]
+    # Where the source has no image, its network goes on, or the motion stays as it is at its first and last time.
+    beyond = [0.0, 40.0] if form == "space_time" else [10.0, 30.0]
+    found = velocity_at(net, points, [10.0, 20.0, 30.0, 0.0, 40.0])
+    expected = velocity_at(source, points, [10.0, 20.0, 30.0, *beyond])
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(expected[1] - expected[2]).max() > 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cycle_that_begins_at_another_phase(form: str) -> None:
+    source = net_of(HERE, CYCLE, 1, form=form, detail_mm=None)
+    other = net_of(HERE, TimeBasis((-0.25, 0.0, 0.25, 0.5), 0.0, 1.0), 2, form=form, detail_mm=None)
+    later = net_of(HERE, TimeBasis((7.0, 7.25, 7.5), 7.0, 1.0), 2, form=form, detail_mm=None)
+    points = HERE.points_world().reshape(-1, 3)[::50]
+    there = velocity_at(source, points, [0.25, 0.5])
+    transplant(later, source, np.eye(4))
+    assert np.abs(velocity_at(later, points, [7.25, 7.5]) - there).max() < 1e-3 * np.abs(there).max()
+    if form == "space_time":  # its network jumps from 0.75 to 0, and can't do so elsewhere
+        with pytest.raises(InputError, match="begins at another phase, seen from the reference"):
+            transplant(other, source, np.eye(4))
+    else:
+        transplant(other, source, np.eye(4))
+        assert np.abs(velocity_at(other, points, [0.25, 0.5]) - there).max() < 1e-3 * np.abs(there).max()
+
+
 def smooth_mm(grid: Grid, size_mm: float = 12.0) -> torch.Tensor:
     """A velocity of some waves, (1, 3, z, y, x), axis mm."""
     x, y, z = cube_points(grid.shape, dtype=torch.float64).unbind(-1)
@@ -183,11 +224,13 @@ def test_a_network_learns_a_velocity() -> None:
 
 STILL: dict[str, Any] = {"learning_rate": 1e-12, "detail_step_mm": 1e-12}
 ONE: dict[str, Any] = {"levels": [(20, 20, 1)]}
+# Lattices of 20 mm carry free velocities here; SMALL's never do.
+FREE: dict[str, Any] = {**SMALL, "network_mm": 30.0, "detail_mm": 15.0}
 
 
 @pytest.fixture(scope="module")
 def fitted(phantom_series: Series) -> STNeRP:
-    return fit_deformation(phantom_series, None, **SMALL)
+    return fit_deformation(phantom_series, None, **FREE)
 
 
 def field(model: STNeRP, t: float) -> np.ndarray:
@@ -200,14 +243,14 @@ def test_a_fit_started_from_itself_is_itself(
 ) -> None:
     init = fitted.save(tmp_path / "model.pt") if from_file else fitted
     levels = [(20, 20, 1), (10, 20, 1)]
-    again = fit_deformation(phantom_series, None, init=init, seed=5, **{**SMALL, **STILL, "levels": levels})
+    again = fit_deformation(phantom_series, None, init=init, seed=5, **{**FREE, **STILL, "levels": levels})
     for t in (0.25, 0.4):
         assert np.abs(field(fitted, t)).max() > 5
         assert np.abs(field(again, t) - field(fitted, t)).max() < 1e-3  # mm
 
 
 def test_the_first_steps_keep_the_start(phantom: Phantom, phantom_series: Series, fitted: STNeRP) -> None:
-    again = fit_deformation(phantom_series, None, init=fitted, **{**SMALL, "levels": [(20, 20, 2)]})
+    again = fit_deformation(phantom_series, None, init=fitted, **{**FREE, "levels": [(20, 20, 2)]})
     for t in phantom_series.times[1:]:
         assert tre_mm(again, phantom, t) < 1.2 * tre_mm(fitted, phantom, t) + 0.2
 
@@ -233,9 +276,10 @@ def test_another_patient_saves_steps(
 
 
 def test_several_fits(phantom: Phantom, phantom_series: Series, fitted: STNeRP) -> None:
-    twice = fit_deformation(phantom_series, None, init=[fitted, fitted], **{**SMALL, **STILL, **ONE})
-    still = fit_deformation(phantom_series, None, **{**SMALL, **STILL, **ONE})
-    mean = fit_deformation(phantom_series, None, init=[fitted, still], **{**SMALL, **STILL, **ONE})
+    brief = {**FREE, **STILL, **ONE}
+    twice = fit_deformation(phantom_series, None, init=[fitted, fitted], **brief)
+    still = fit_deformation(phantom_series, None, **brief)
+    mean = fit_deformation(phantom_series, None, init=[fitted, still], **brief)
     size = np.linalg.norm(field(fitted, 0.5), axis=-1).mean()
     assert np.linalg.norm(field(twice, 0.5) - field(fitted, 0.5), axis=-1).mean() < 0.1 * size
     # With one that hasn't moved: half the motion, the exponential being nearly linear for so little.
@@ -333,5 +377,62 @@ def test_a_fit_that_was_aligned_otherwise_is_refused(phantom_series: Series, fit
     other.alignments = moved
     with pytest.raises(InputError, match="pre-aligned otherwise, by up to 6 mm"):
         fit_deformation(phantom_series, None, init=other, align="none", **SMALL)
-    with pytest.raises(InputError, match="expected displacements by time"):
-        fit_deformation(phantom_series, None, init={phantom_series.times[1]: "a.nii"}, align="none", **SMALL)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (8.0, 0.0), (1.0, 0.1), (1.0, 100.0)])
+def test_alignments_are_compared_where_times_correspond(
+    phantom_series: Series, fitted: STNeRP, scale: float, offset: float
+) -> None:
+    """In another unit or counted from another day, a time is as long after the reference."""
+    times = tuple(scale * t + offset for t in phantom_series.times)
+    series = replace(phantom_series, times=times, period=scale)
+    net = def_net_of(series.grid, TimeBasis(times, offset, scale), fitted.settings)
+    moved = np.stack([np.eye(4)] * len(series))
+    moved[1, 0, 3] = 6.0
+    other = copy.copy(fitted)
+    other.alignments = moved
+    nearly = moved.copy()
+    nearly[1, 0, 3] = 2.0  # so little is found again
+    for alignments in (moved, nearly):
+        start_from(net, other, series, alignments, fitted.settings)
+    with pytest.raises(InputError, match="pre-aligned otherwise, by up to 6 mm"):
+        start_from(net, other, series, np.stack([np.eye(4)] * len(series)), fitted.settings)
+
+
+def test_the_same_reference_in_another_window_is_the_same(phantom_series: Series, fitted: STNeRP) -> None:
+    # As a new scan changes it where it is found from all of them.
+    series = replace(phantom_series, window=Window(-900.0, 700.0))
+    assert np.array_equal(between_references(series, fitted), np.eye(4))
+    darker = replace(series, images=(series.images[0] - 50, *series.images[1:]))
+    assert not np.array_equal(between_references(darker, fitted), np.eye(4))
+
+
+def test_dropped_free_velocities_are_told(
+    phantom_series: Series, fitted: STNeRP, caplog: pytest.LogCaptureFixture
+) -> None:
+    brief = {**FREE, **STILL, **ONE}
+    says = "the free velocities of that fit are dropped"
+    fit_deformation(phantom_series, None, init=fitted, **brief)
+    assert says not in caplog.text
+    for change in ({"network_mm": 8.0}, {"detail_mm": None}, {"levels": [(20, 40, 1)]}):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "stnerp"):
+            fit_deformation(phantom_series, None, init=fitted, **{**brief, **change})
+        assert caplog.text.count(says) == 1
+
+
+def test_displacements_that_are_none_are_refused(phantom: Phantom, phantom_series: Series) -> None:
+    still = registration_of(phantom.grid, lambda points: points).displacement
+    holes = sitk.Image(still)
+    holes[1, 2, 3] = (0.0, float("nan"), 0.0)
+    in_the_plane = phantom.grid.image(np.zeros((*phantom.grid.shape, 2)))
+    refused: list[tuple[dict[Any, Any], str]] = [
+        ({0.25: "a.nii"}, "expected displacements by time.* got str"),
+        ({0.25: phantom_series.images[1]}, "expected displacements by time.* got .*integer"),
+        ({0.25: in_the_plane}, "expected displacements by time.* got vector of 64-bit float"),
+        ({0.25: holes}, "vectors that are NaN or infinite"),
+        ({"0.25": still}, "init: '0.25' is not the time"),
+    ]
+    for init, says in refused:
+        with pytest.raises(InputError, match=says):
+            fit_deformation(phantom_series, None, init=init, **{**SMALL, **ONE})

@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 
 from stnerp.errors import InputError
-from stnerp.window import PRESETS, Window
+from stnerp.window import MODALITY, PRESETS, Window
 
 
 def image_of(array):
@@ -79,6 +79,12 @@ def test_auto_recognises_ct_and_only_ct():
     padded = sitk.GetArrayFromImage(ct())
     padded[0] = -3024
     assert Window.of("auto", [image_of(padded)]).name == "ct"
+    # An MR with signs (inversion recovery, phase): much of it is below air, and at no one value.
+    assert Window.of("auto", [mr(-2330, 3545)]).name == "percentile"
+    # What says that it is no CT is none.
+    phase = ct()
+    phase.SetMetaData(MODALITY, "MR ")
+    assert Window.of("auto", [phase]).name == "percentile"
 
 
 @pytest.mark.parametrize(

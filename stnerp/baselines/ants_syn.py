@@ -53,7 +53,8 @@ def ants_syn(
     if metric not in SAMPLING:
         raise InputError(f"metric: unknown {metric!r}; give mattes or cc")
     ants = peer("ants", "antspyx")
-    fixed, moving = (ants.from_sitk(in_window(image, window)) for image in (target, reference))
+    fixed = ants.from_sitk(in_window(target, window, "target"))
+    moving = ants.from_sitk(in_window(reference, window, "reference"))
     ants.config.set_ants_deterministic(False, seed + 1)  # the seed alone: True refuses all but a few kinds
     try:
         with tempfile.TemporaryDirectory() as folder:

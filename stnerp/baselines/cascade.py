@@ -34,7 +34,7 @@ from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.io.image import read_image, read_labels
 from stnerp.preprocess import on_grid
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.velocity import compose
 from stnerp.warp import Shape, resize, warp
 from stnerp.window import Window
@@ -118,7 +118,7 @@ class Scans:
         for i, mask in enumerate(masks or ()):
             if not Grid.of(mask).is_close(Grid.of(images[i])):
                 raise InputError(f"mask {i}: not on its image's grid; resample it onto the image first")
-        windowed = [in_window(image, window) for image in images]
+        windowed = [in_window(image, window, f"image {i}") for i, image in enumerate(images)]
         to_image = [np.eye(4)]
         to_image += [np.linalg.inv(affine_between(image, windowed[0], align)) for image in windowed[1:]]
         frame = Grid.of(sitk.DICOMOrient(images[0], "LPS"))
@@ -216,7 +216,7 @@ def trained(
     Raises:
         FitError: the loss is not a number.
     """
-    torch.manual_seed(how.seed)
+    start_random_numbers(how.seed)
     draw = torch.Generator().manual_seed(how.seed)
     cascade = Cascade(network() for _ in how.spacings_mm).to(patients[0].images[0].device)
     cascade.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # a third less time on a CPU
@@ -249,10 +249,18 @@ def trained(
     return cascade.eval()
 
 
+def cohort_state(folder: str | Path) -> tuple[tuple[str, int], ...]:
+    """Names and times of change, ns, of all files in a cohort's folder: another state is another cohort."""
+    return tuple(
+        (str(path), path.stat().st_mtime_ns) for path in sorted(Path(folder).rglob("*")) if path.is_file()
+    )
+
+
 @lru_cache(maxsize=1)  # the pairs of a table are registered by one and the same cascade
 def trained_on_cohort(
     network: Callable[[], nn.Module],
     folder: str,
+    state: tuple[tuple[str, int], ...],
     window: Window,
     align: Align,
     loss: Loss,
@@ -261,7 +269,8 @@ def trained_on_cohort(
     device: torch.device,
     progress: bool = False,
 ) -> Cascade:
-    """A cascade trained on all pairs of every patient in a folder, see `cohort_files`; kept for the next pair."""
+    """A cascade trained on all pairs of every patient in a folder, see `cohort_files`; kept for the next pair, if
+    the folder's `cohort_state` is the same."""
     patients = []
     for files in cohort_files(folder):  # one patient's scans at a time: the grids of all take little beside them
         images = [read_image(path) for path, _ in files]
@@ -304,7 +313,9 @@ def register(
     if cohort is None:
         cascade = trained(network, [scans], loss, how, name, progress, pairs=[(0, 1)])
     else:
-        cascade = trained_on_cohort(network, cohort, window, align, loss, how, name, where, progress)
+        cascade = trained_on_cohort(
+            network, cohort, cohort_state(cohort), window, align, loss, how, name, where, progress
+        )
     return registered(cascade, scans, images[0])
 
 

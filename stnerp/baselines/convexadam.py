@@ -61,7 +61,7 @@ def convexadam(
     if not spacing_mm > 0:
         raise InputError(f"spacing_mm: {spacing_mm} must be positive")
     package = peer("convexAdam.convex_adam_MIND", "convexadam")
-    fixed, moving = in_window(target, window), in_window(reference, window)
+    fixed, moving = in_window(target, window, "target"), in_window(reference, window, "reference")
     target_to_linear = np.linalg.inv(affine_between(moving, fixed, align))
 
     grid = Grid.of(target)

@@ -31,7 +31,7 @@ from stnerp.baselines.pair import Align, PairRegistration
 from stnerp.device import device_of
 from stnerp.geometry import Grid, affine_transform, slabs
 from stnerp.losses import JACOBIAN_LIMITS, global_ncc, volume_change
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.window import Window
 
 
@@ -89,7 +89,7 @@ def cycle_idir(
     cube = published_cube(pair.grid) if as_published else pair.grid
     unit_mm = np.asarray(cube.spacing_mm) if as_published else np.ones(3)
     half_extent = torch.tensor(cube.half_extent_mm / unit_mm, dtype=torch.float32, device=where)
-    torch.manual_seed(seed)
+    start_random_numbers(seed)
     forward, backward = Siren().to(where), Siren().to(where)
 
     def there_and_back(x: torch.Tensor, u: torch.Tensor, back: Siren) -> torch.Tensor:

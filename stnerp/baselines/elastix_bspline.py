@@ -65,7 +65,8 @@ def elastix_bspline(
         # ITK loads its parts when they are first used, and warns; as errors these warnings end Python.
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            fixed, moving = (_to_itk(itk, in_window(image, window)) for image in (target, reference))
+            fixed = _to_itk(itk, in_window(target, window, "target"))
+            moving = _to_itk(itk, in_window(reference, window, "reference"))
             parameters = itk.ParameterObject.New()
             for stage in stages:
                 parameters.AddParameterMap(stage)

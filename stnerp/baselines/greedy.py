@@ -57,7 +57,7 @@ def greedy(
     if metric not in METRICS:
         raise InputError(f"metric: unknown {metric!r}; give {', '.join(METRICS[:-1])} or {METRICS[-1]}")
     tool = peer("picsl_greedy", "picsl-greedy").Greedy3D()
-    fixed, moving = in_window(target, window), in_window(reference, window)
+    fixed, moving = in_window(target, window, "target"), in_window(reference, window, "reference")
     pair = "-V 0 -i fixed moving -m " + (metric if metric == "SSD" else f"{metric} {radius}x{radius}x{radius}")
     first, chain = "", "warp"
     quiet = {"out": io.StringIO(), "err": io.StringIO()}

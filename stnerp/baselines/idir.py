@@ -30,7 +30,7 @@ from stnerp.device import device_of
 from stnerp.errors import FitError, InputError
 from stnerp.geometry import Grid, apply_affine, index_points
 from stnerp.losses import global_ncc
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.warp import sample
 from stnerp.window import Window
 
@@ -89,7 +89,7 @@ def idir(
     where = device_of(device)
     pair = AlignedPair.of(reference, target, window, align, where)
     points, intensities = pair.points_of_target(mask)
-    torch.manual_seed(seed)
+    start_random_numbers(seed)
     network = Siren().to(where)
 
     def loss() -> torch.Tensor:
@@ -245,7 +245,7 @@ class AlignedPair:
         reference: sitk.Image, target: sitk.Image, window: Window, align: Align, device: torch.device
     ) -> AlignedPair:
         check_align(align)
-        reference, target = in_window(reference, window), in_window(target, window)
+        reference, target = in_window(reference, window, "reference"), in_window(target, window, "target")
         return AlignedPair(
             Grid.of(reference),
             Grid.of(target),

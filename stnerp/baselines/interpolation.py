@@ -29,7 +29,7 @@ def nearest_phase(
             (within the cycle), a time that isn't finite, a period that isn't positive.
     """
     before, after, weight = _around(images, times, t, period)
-    return images[before] if weight <= 0.5 else images[after]
+    return images[before] if weight <= 0.5 + 1e-9 else images[after]  # a tie's time may be rounded
 
 
 def linear_blend(

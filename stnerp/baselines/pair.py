@@ -3,7 +3,8 @@
 A method is a function
 `method(reference, target, *, window, align="affine", seed=0, **its own settings) -> PairRegistration`.
 The images may lie on different grids of one world. The *target* is what registration calls fixed, the
-*reference* moving: the displacement takes points of the target to the reference, as φ does everywhere.
+*reference* moving: the displacement takes points of the target to the reference, as φ does everywhere. All refuse
+images that show nothing or hold NaN (`in_window`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stnerp.errors import InputError, MissingDependencyError
 from stnerp.geometry import Grid, slabs, world_points
 from stnerp.labels import carried_labels
 from stnerp.preprocess import normalised
+from stnerp.series import check_contrast, check_voxels
 from stnerp.warp import sample
 from stnerp.window import Window
 
@@ -128,8 +130,15 @@ def registration_of(grid: Grid, target_to_reference: Callable[[np.ndarray], np.n
     return PairRegistration(grid.image(field))
 
 
-def in_window(image: sitk.Image, window: Window) -> sitk.Image:
-    """The scan through its window: float32 in [0, 1], on its own grid."""
+def in_window(image: sitk.Image, window: Window, name: str) -> sitk.Image:
+    """The scan through its window: float32 in [0, 1], on its own grid.
+
+    Raises:
+        InputError: fewer than 4 voxels along an axis, or some that aren't finite, or all alike in the window: of
+            these ITK finds a motion, or never ends. The message gives the name.
+    """
+    check_voxels(image, name)
+    check_contrast(image, name, window)
     return Grid.of(image).image(normalised(image, window))
 
 

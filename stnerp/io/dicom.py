@@ -36,6 +36,7 @@ from pydicom.uid import (
 from stnerp.errors import InputError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.quiet import quiet_itk
+from stnerp.window import MODALITY
 
 logger = logging.getLogger(__name__)
 
@@ -456,8 +457,12 @@ def reason(error: Exception) -> str:
 def _read(series: DicomSeries) -> sitk.Image:
     for piece in series.slices:
         _check_pixels(piece)
-    if len(series.slices) == 1:
-        return _read_frames(series)
+    image = _read_frames(series) if len(series.slices) == 1 else _read_slices(series)
+    image.SetMetaData(MODALITY, series.slices[0].modality)  # for `window.is_ct`
+    return image
+
+
+def _read_slices(series: DicomSeries) -> sitk.Image:
     grid = series_grid(series)
     reader = sitk.ImageSeriesReader()
     rescale = {_rescale(piece) for piece in series.slices}

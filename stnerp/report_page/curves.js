@@ -96,7 +96,7 @@ function structureCurves(key) {
 
 // What is at the cross-hair now, and how far it was from there at the reference time: over all times.
 function crossCurves() {
-  const u = displacementsAt(state.cross);
+  const u = displacementsAt(state.cross).map(worldVector);
   return AXIS_NAMES.map((name, c) => {
     const line = STOPS.map((t, i) => [t, -u[i % u.length][c]]);
     return { name, colour: AXIS_COLOURS[c], line, dots: line.filter(([t]) => measuredTimes.has(t)), drawn: [] };

@@ -339,11 +339,12 @@ function makeTime() {
   // Labels only where they don't run into each other.
   let labelled = -Infinity;
   for (const scan of page.scans) {
-    const part = (scan.time - FIRST) / span, room = part - labelled > 0.03;
+    const part = (scan.time - FIRST) / span, label = `${+scan.time.toPrecision(12)}`;
+    const room = part - labelled > Math.max(0.03, 0.008 * label.length);
     if (room) labelled = part;
     const kind = { reference: "the reference", seen: "scan", unseen: "scan, never seen by the fit" }[scan.kind];
     const tick = element("button", {
-      type: "button", className: scan.kind, tabIndex: -1, textContent: room ? `${+scan.time.toPrecision(4)}` : "",
+      type: "button", className: scan.kind, tabIndex: -1, textContent: room ? label : "",
       title: `t = ${timeText(scan.time)}: ${kind}`,
     });
     tick.dataset.time = scan.time;

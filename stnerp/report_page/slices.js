@@ -71,7 +71,12 @@ function framesAround(t) {
   return [k, (k + 1) % page.frames.length, Math.min(Math.max(part, 0), 1)];
 }
 
-function timeText(t) { return `${+t.toPrecision(4)}${page.unit ? " " + page.unit : ""}`; }
+// Of a scan every digit; between scans no finer than about a thousandth of the whole.
+const TIME_STEP = 10 ** Math.floor(Math.log10((END - FIRST) / 300));
+function timeText(t) {
+  const shown = isMeasured(t) ? t : Math.round(t / TIME_STEP) * TIME_STEP;
+  return `${+shown.toPrecision(12)}${page.unit ? " " + page.unit : ""}`;
+}
 
 // -- motion on the lattice
 
@@ -200,6 +205,11 @@ function readSlice(volume, plane, k, values) {
 
 function worldOf(p) {
   return page.to_world_mm.map((row) => row[0] * p[0] + row[1] * p[1] + row[2] * p[2] + row[3]);
+}
+
+// A vector in mm along the page's axes, which may be oblique, in world LPS.
+function worldVector(mm) {
+  return page.to_world_mm.map((row) => mm.reduce((sum, length, axis) => sum + (row[axis] / SPACING[axis]) * length, 0));
 }
 
 // -- contours
