@@ -78,7 +78,7 @@ def affine_between(
         affine.SetMatrix(start.GetMatrix())
         affine.SetTranslation(start.GetTranslation())
         start = affine
-    refined = _register(fixed, moving, start, shrink=(2, 1), spacing_mm=spacing_mm)
+    refined = _register(fixed, moving, start, shrink=(1,), spacing_mm=spacing_mm)
     matrix = _matrix(start if refined is None else refined[0])
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if scales.max() > LARGEST_SCALE or scales.min() < 1 / LARGEST_SCALE:
@@ -95,30 +95,38 @@ def affine_between(
 def _register(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...], spacing_mm: float
 ) -> tuple[sitk.Transform, float] | None:
-    """The transform after a fit from `start` and its metric (lower is better); None if nothing overlaps."""
+    """The transform after a fit from `start`, or that if it is better, with its metric; None if nothing overlaps."""
     transform = type(start)(start)
-    method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums in a fixed order: the same result on every run
-    method.SetMetricAsCorrelation()
+    method = _correlation(transform)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.25, seed=1)  # without a seed ITK takes the clock's
     # ITK's own gradients are of smoother images than the metric: on thick slices they lead away from the truth.
     method.MetricUseFixedImageGradientFilterOff()
     method.MetricUseMovingImageGradientFilterOff()
-    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=spacing_mm / 2, minStep=spacing_mm / 400, numberOfIterations=100, relaxationFactor=0.6
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(shrink))
     method.SetSmoothingSigmasPerLevel([s * spacing_mm / 8 for s in shrink])
-    method.SetInitialTransform(transform, inPlace=True)
     try:
         with quiet_itk():  # a page for every step that leaves the image
             method.Execute(fixed, moving)
+            # Of all voxels at full resolution: on a coarse level a fit may run away from where it was.
+            found, before = (_correlation(one).MetricEvaluate(fixed, moving) for one in (transform, start))
     except RuntimeError:  # ITK: all samples outside the moving image
         return None
-    return transform, method.GetMetricValue()
+    return (transform, found) if found < before else (type(start)(start), before)
+
+
+def _correlation(transform: sitk.Transform) -> sitk.ImageRegistrationMethod:
+    """The metric, lower is better, and what is moved by it."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)  # sums in a fixed order: the same result on every run
+    method.SetMetricAsCorrelation()
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetInitialTransform(transform, inPlace=True)
+    return method
 
 
 def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> list[sitk.Transform]:
