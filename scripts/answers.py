@@ -116,7 +116,7 @@ def known_registration(patient: PatientData, index: int, grid: Grid) -> PairRegi
     """
     moved, series = patient.known_motion, patient.series
     if moved is None:
-        raise InputError("known_motion: only of stand-ins is the motion known; leave it out of methods=")
+        raise InputError("known_motion: is known of data=tcia_4d_lung_phantom alone; leave it out of methods=")
     return registration_of(grid, lambda p: moved(p, series.times[index], series.reference_time))
 
 

@@ -31,7 +31,17 @@ from typing import Any
 import torch
 import yaml
 from cohort_job import write
-from cohort_table import DONE, RUNNING, cells, read_job, row_of, status_of, write_summary, write_tensorboard
+from cohort_table import (
+    DONE,
+    RUNNING,
+    UNFINISHED,
+    cells,
+    read_job,
+    row_of,
+    status_of,
+    write_summary,
+    write_tensorboard,
+)
 from configuration import DictConfig, hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -199,7 +209,9 @@ def prepare(config: DictConfig, out: Path, patients: Mapping[str, Any]) -> list[
                 )
             continue
         waiting.append(name)
-        if config.overwrite or not same:
+        # Steps that are done are left out: not where what they wrote is gone.
+        gone = not folder.is_dir() or (status == UNFINISHED and set(job["seconds"]) == set(job["steps"]))
+        if config.overwrite or not same or gone:
             path.parent.mkdir(parents=True, exist_ok=True)
             if data is not None:
                 text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
@@ -296,7 +308,8 @@ def with_submitit(
     parallelism = {"slurm_array_parallelism": jobs} if slurm and jobs is not None else {}
     at_once = len(paths) if slurm else jobs or 1
     waiting = list(paths)
-    running: dict[Any, str] = {}  # submitit's jobs
+    free = [gpus[i % len(gpus)] if gpus and not slurm else None for i in range(at_once)]
+    running: dict[Any, tuple[str, str | None]] = {}  # of submitit's jobs, the patient and the GPU
     try:
         threads = int(settings.get("cpus_per_task", 1)) if slurm else max((os.cpu_count() or 1) // at_once, 1)
         folder = next(iter(paths.values())).parent / "submitit"
@@ -305,12 +318,13 @@ def with_submitit(
         while waiting or running:
             with executor.batch() if slurm and waiting else nullcontext():  # an array
                 while waiting and len(running) < at_once:
-                    gpu = None if slurm or not gpus else gpus[len(waiting) % len(gpus)]
-                    name = waiting.pop(0)
+                    name, gpu = waiting.pop(0), free.pop(0)
                     # A function of Python's own: nothing of these scripts has to be found again over there.
-                    running[executor.submit(subprocess.call, command(paths[name], threads, gpu))] = name
+                    running[executor.submit(subprocess.call, command(paths[name], threads, gpu))] = name, gpu
             for job in [job for job in running if job.done()]:
-                yield running.pop(job)
+                name, gpu = running.pop(job)
+                free.append(gpu)
+                yield name
             time.sleep(0.1)
     except (RuntimeError, ValueError, TypeError, NameError, submitit.core.utils.FailedJobError) as error:
         said = " ".join(str(error).split())

@@ -35,7 +35,8 @@ def read_job(path: Path) -> Row:
 
 
 def status_of(job: Row, path: Path) -> str:
-    """What has become of a patient. A job that was killed wrote nothing: it is not done."""
+    """What has become of a patient. A job that was killed wrote nothing: it is not done. Nor is one whose scores
+    somebody has removed."""
     log = path.with_suffix(".log")
     if log.is_file():
         with log.open("ab") as file:
@@ -43,7 +44,8 @@ def status_of(job: Row, path: Path) -> str:
                 return RUNNING
     if job["failure"]:
         return FAILED
-    return DONE if set(job["seconds"]) == set(job["steps"]) else UNFINISHED
+    scores = path.parents[1] / path.stem / "metrics.csv"
+    return DONE if set(job["seconds"]) == set(job["steps"]) and scores.is_file() else UNFINISHED
 
 
 def row_of(out: Path, name: str) -> Row:
@@ -56,7 +58,7 @@ def row_of(out: Path, name: str) -> Row:
         row |= scores_of(out / name / "metrics.csv")
     said = {
         FAILED: job["failure"],
-        UNFINISHED: f"ended without a word, killed perhaps; see {path.with_suffix('.log')}",
+        UNFINISHED: f"ended without a word, killed perhaps, or deleted; see {path.with_suffix('.log')}",
         RUNNING: "another command works on it",
     }
     row["error"] = said.get(status)

@@ -26,7 +26,7 @@ from stnerp import InputError, MissingFileError, Series, load_series
 from stnerp.geometry import Grid, Triple
 from stnerp.io.four_d_lung import FourDLung, breathing_series, index_4d_lung, longitudinal_series
 from stnerp.io.image import read_image, read_labels
-from stnerp.io.manifest import read_manifest
+from stnerp.io.manifest import manifest_entries, read_manifest
 from stnerp.motion import Breathing, Longitudinal, Sliding, world_box
 from stnerp.phantom import BOX_MM, LABELS, TUMOUR_CENTRE_MM, MovedImage, Phantom
 
@@ -42,7 +42,7 @@ class PatientData:
     Attributes:
         series: checked images.
         label_names: of the masks' labels; those without a name are "label 7".
-        contours: labels to draw.
+        contours: labels to draw, and whose mean scores tables show.
         seconds: how long reading and checking took; neither making a simulated series counts nor finding the
             patient's files in a collection.
         known_motion: of a stand-in for 4D-Lung: points (..., 3), LPS mm, and two times of the series, to the same
@@ -148,13 +148,13 @@ def _from_files(values: dict[str, Any]) -> Loaded:
 
 def _from_manifest(values: dict[str, Any]) -> Loaded:
     """The patient of a manifest, or the one of its patients that is asked for."""
-    patients = {patient.patient: patient for patient in read_manifest(values["manifest"])}
-    wanted = values["patient"]
+    patients, wanted = list(manifest_entries(values["manifest"])), values["patient"]
     if wanted is None and len(patients) > 1:
         raise InputError(f"data.patient: choose one of {values['manifest']}: {', '.join(patients)}")
-    chosen = next(iter(patients.values())) if wanted is None else patients.get(str(wanted))
-    if chosen is None:
+    name = patients[0] if wanted is None else str(wanted)
+    if name not in patients:
         raise InputError(f"data.patient: no {wanted!r} in {values['manifest']}; there are: {', '.join(patients)}")
+    (chosen,) = read_manifest(values["manifest"], [name])
     return chosen.arguments, chosen.label_names
 
 

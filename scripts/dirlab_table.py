@@ -109,7 +109,7 @@ def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
 
 def rows_of_methods(records: Sequence[Record]) -> list[dict[str, str]]:
     """A row per method, over all cases that it registered, beside the paper's figure; then the paper's others."""
-    paper = {row["method"]: f"{row['tre_mean_mm']:.2f} ± {row['tre_std_mm']:.2f}" for row in TABLE_4}
+    paper = {row["method"]: f"{row['tre_mean_mm']} ± {row['tre_std_mm']}" for row in TABLE_4}
     beside = {method: paper[name] for name, methods in STAND_FOR.items() for method in methods}
     rows = []
     for method, results in _results(records).items():

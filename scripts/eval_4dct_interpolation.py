@@ -19,7 +19,7 @@ from typing import Any
 from configuration import DictConfig, hydra
 from leave_out import evaluate
 from published import TABLE_1
-from results import Record
+from results import Record, end_without_result
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote
 from series_methods import LABELS
 from series_tables import Row, by_method, image_rows, means, rows_of_methods, write_report
@@ -34,6 +34,7 @@ def main(config: DictConfig) -> None:
         wrote(write_config(config, out / "config.yaml"))
         write_interpolation(out, "table_1", TITLE, records, missing, TABLE_1)
         wrote(out / "eval_4dct_interpolation.log")
+        end_without_result(records)
 
 
 def write_interpolation(
@@ -52,20 +53,23 @@ def write_interpolation(
         ("The reference as Ref-Net draws it, network alone", rows_of_references(records)),
         ("Published: ST-NeRP, on the paper's own patients", [dict(row) for row in published]),
     ]
-    write_report(out, name, title, records, rows, [s for s in sections if s[1]], missing)
+    first, *others = sections
+    write_report(out, name, title, records, rows, [first, *(s for s in others if s[1])], missing)
 
 
 def rows_of_scans(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
     """A row per case, scan and method: the scan left out (target), and the mean over the others (rest)."""
     table = []
+    times = {(row["case"], row["scan"]): f"{row['time']:g}" for row in rows}
     keys = sorted({(row["case"], row["held_out"]) for row in rows})
     for case, scan in keys:
         for method in by_method(records):
             own = [r for r in rows if (r["case"], r["held_out"], r["method"]) == (case, scan, method)]
             if own:
                 target, rest = ([r for r in own if r["unseen"] is seen] for seen in (True, False))
-                row = {"case": str(case), "scan": str(scan), "method": LABELS[method]}
-                table.append(row | means(target, "target ") | means(rest, "rest "))
+                row = {"case": str(case), "scan": str(scan), "time": times.get((case, scan), "")}
+                row |= {"method": LABELS[method]} | means(target, "target ") | means(rest, "rest ")
+                table.append(row)
     return table
 
 

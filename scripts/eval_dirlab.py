@@ -26,13 +26,14 @@ from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
 from pair_methods import NAMES, timed
 from published import DIRLAB_DISPLACEMENT_MM
-from results import Record, check_common, chosen_methods, listed, recorded
+from results import Record, check_same, chosen_methods, end_without_result, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from scores import everywhere, within
 from series_methods import bar_of
 
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align, registration_of
+from stnerp.device import device_of
 from stnerp.io.dirlab import DirLabCase
 from stnerp.labels import carried_labels
 from stnerp.lungs import body_of, lungs_of
@@ -50,13 +51,14 @@ def main(config: DictConfig) -> None:
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
         check_align(common["align"])
+        device_of(common["device"])
         if common["window"] not in ("auto", "percentile"):  # these need images
             Window.of(common["window"])
         results = out / "results"
         if config.overwrite:
             for old in results.glob("*.json"):
                 old.unlink()
-        check_common(results, common)
+        check_same(results, common, {method: options.get(method, {}) for method in methods}, data={})
         wrote(write_config(config, out / "config.yaml"))
 
         missing: dict[int, str] = {}
@@ -87,6 +89,7 @@ def main(config: DictConfig) -> None:
             raise MissingFileError(next(iter(missing.values())))
         write_tables(out, records, missing)
         wrote(out / "eval_dirlab.log")
+        end_without_result(records)
 
 
 # -- one case, one method

@@ -19,7 +19,7 @@ from typing import Any
 from configuration import DictConfig, hydra
 from leave_out import evaluate
 from published import TABLE_3, TABLE_6
-from results import Record
+from results import Record, end_without_result
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote
 from series_methods import LABELS
 from series_tables import EXPLAINED, Row, by_method, image_rows, means, rows_of_methods, seconds, write_report
@@ -47,6 +47,7 @@ def main(config: DictConfig) -> None:
         sections = [("", rows_of_tasks(records, rows))]
         write_report(out, "table_6", title, records, rows, sections, missing, EXPLAINED + EXPLAINED_TASKS)
         wrote(out / "eval_longitudinal_ablation.log")
+        end_without_result(records)
 
 
 def rows_of_fractions(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
@@ -58,7 +59,7 @@ def rows_of_fractions(records: Sequence[Record], rows: Sequence[Row]) -> list[Ro
                 mine = [r for r in rows if (r["held_out"], r["method"], r["unseen"]) == (fraction, method, unseen)]
                 if mine:
                     row: Row = {"task": task, "fraction": str(fraction), "method": LABELS[method]}
-                    row |= means(mine) | {"time s": seconds(own)}
+                    row |= {"images": str(len(mine))} | means(mine) | {"time s": seconds(own)}
                     table.append(row | paper(TABLE_3, method, task=task, fraction=fraction))
     return table
 
@@ -70,7 +71,7 @@ def rows_of_tasks(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
         for method in by_method(records):
             mine = [r for r in rows if (r["method"], r["unseen"]) == (method, unseen)]
             if mine:
-                row: Row = {"task": task, "method": LABELS[method], **means(mine)}
+                row: Row = {"task": task, "method": LABELS[method], "images": str(len(mine)), **means(mine)}
                 # The paper's registration is another: the pairs of its Table V.
                 table.append(row | paper(TABLE_6 if unseen else [], method, task=task))
     return table
@@ -80,11 +81,7 @@ def paper(table: Sequence[Mapping[str, Any]], method: str, **where: object) -> R
     """The paper's figures for a method, as columns; empty where it has none."""
     for row in table:
         if method in STAND_FOR.get(row["method"], ()) and all(row[name] == value for name, value in where.items()):
-            return {
-                "paper PSNR": f"{row['psnr_db']:.2f}",
-                "paper SSIM": f"{row['ssim']:.3f}",
-                "paper Dice": f"{row['dice']:.3f}",
-            }
+            return {"paper PSNR": row["psnr_db"], "paper SSIM": row["ssim"], "paper Dice": row["dice"]}
     return {"paper PSNR": "", "paper SSIM": "", "paper Dice": ""}
 
 

@@ -16,6 +16,7 @@ from configuration import DictConfig, hydra
 from eval_4dct_interpolation import write_interpolation
 from leave_out import evaluate
 from published import TABLE_2
+from results import end_without_result
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote
 
 TITLE = "Table II: scans over a therapy that the fit did not see"
@@ -28,6 +29,7 @@ def main(config: DictConfig) -> None:
         wrote(write_config(config, out / "config.yaml"))
         write_interpolation(out, "table_2", TITLE, records, missing, TABLE_2)
         wrote(out / "eval_longitudinal_interpolation.log")
+        end_without_result(records)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
 from pair_methods import LABELS, NAMES, timed
 from published import TABLE_5
-from results import Record, chosen_methods, listed, recorded
+from results import Record, chosen_methods, end_without_result, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
 from series_methods import bar_of
-from series_tables import Row, image_rows, means, seconds, write_report
+from series_tables import CARRIED, Row, image_rows, means, seconds, write_report
 
 from stnerp import Grid, InputError
 
@@ -40,10 +40,12 @@ STAND_FOR = {
     "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),
     "ST-NeRP (w/o prior)": ("stnerp_fast", "stnerp_paper_without_prior"),
 }
-EXPLAINED = """\
+EXPLAINED = f"""\
 Cells: mean ± standard deviation over cases and pairs. PSNR and SSIM: in the window as [0, 1], on the later scan's
-grid, where the earlier one reaches. TRE: of the later scan's landmarks, mapped to the earlier, in mm, without
-snapping. Dice and HD95: of the earlier scan's contours, carried to the later one, where the earlier one reaches;
+grid; where the earlier one has another, over the voxels that it reaches. TRE: of the later scan's landmarks,
+mapped to the earlier, in mm, without snapping. Dice and HD95: means over the earlier scan's contours
+(`data.contours`), carried to the later one, where the earlier one reaches.
+{CARRIED}
 *Dice motion*: with the same contours carried by a stand-in's own motion, so that the later scan's voxels, into
 which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0. Time: seconds for a
 pair, from images to the displacement at every voxel. IDIR draws its points in the lungs, elsewhere its answers
@@ -58,7 +60,7 @@ def main(config: DictConfig) -> None:
         methods = chosen_methods(plain(config.methods), options, NAMES)
         if not set(schemes) <= set(SCHEMES):
             raise InputError(f"schemes: {schemes!r} must be some of {', '.join(SCHEMES)}")
-        start_anew(config, out)
+        start_anew(config, out, methods, options)
         wrote(write_config(config, out / "config.yaml"))
         missing: dict[str, str] = {}
         wanted_of = partial(pairs_of, schemes=schemes)
@@ -85,9 +87,10 @@ def main(config: DictConfig) -> None:
         records = records_of(out, missing)
         rows = image_rows(records)
         title = "Table V: pairs of scans over a therapy, long and short range"
-        sections = [("", rows_of_schemes(records, rows)), ("Each pair", rows_of_pairs(rows))]
+        sections = [("", rows_of_schemes(records, rows)), ("Each pair", rows_of_pairs(records))]
         write_report(out, "table_5", title, records, rows, sections, missing, EXPLAINED)
         wrote(out / "eval_longitudinal_registration.log")
+        end_without_result(records)
 
 
 def pairs_of(patient: PatientData, schemes: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -150,16 +153,18 @@ def rows_of_schemes(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]
     return table
 
 
-def rows_of_pairs(rows: Sequence[Row]) -> list[Row]:
+def rows_of_pairs(records: Sequence[Record]) -> list[Row]:
     """A row per case and pair, with each method's Dice, or its PSNR where no contours are known."""
-    name, digits = ("dice", 3) if any("dice" in row for row in rows) else ("psnr_db", 2)
+    name, digits = ("dice", 3) if any("dice" in row for row in image_rows(records)) else ("psnr_db", 2)
     table: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        key = row["scheme"], row["case"], row["earlier"], row["later"]
-        first = {"scheme": key[0], "case": str(key[1]), "pair": f"{key[2]} to {key[3]}"}
-        cell = f"{row[name]:.{digits}f}" if name in row else ""
-        table.setdefault(key, first)[LABELS[row["method"]]] = cell
-    return [table[key] for key in sorted(table, key=str)]
+    for record in records:
+        asked = record["arguments"]
+        scheme, case, (earlier, later) = asked["scheme"], asked["case"], asked["pair"]
+        first = {"scheme": scheme, "case": str(case), "pair": f"scan {earlier} to {later}"}
+        for row in image_rows([record]):
+            cell = f"{row[name]:.{digits}f}" if name in row else ""
+            table.setdefault((scheme, case, earlier, later), first)[LABELS[row["method"]]] = cell
+    return [table[key] for key in sorted(table)]
 
 
 def paper(scheme: str, method: str) -> Row:
@@ -167,9 +172,9 @@ def paper(scheme: str, method: str) -> Row:
     for row in TABLE_5:
         if row["scheme"] == scheme and method in STAND_FOR.get(row["method"], ()):
             return {
-                "paper PSNR": f"{row['psnr_db']:.2f}",
-                "paper SSIM": f"{row['ssim']:.3f}",
-                "paper Dice": f"{row['dice']:.3f}",
+                "paper PSNR": row["psnr_db"],
+                "paper SSIM": row["ssim"],
+                "paper Dice": row["dice"],
                 "paper folded": f"{row['folded_voxels']}",
             }
     return {"paper PSNR": "", "paper SSIM": "", "paper Dice": "", "paper folded": ""}

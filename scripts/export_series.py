@@ -47,6 +47,8 @@ def main(config: DictConfig) -> None:
         labels, rois = roi_of(config, model.grid)
         label_dtype = None if labels is None else label_type(labels, str(config.roi))
         folder.mkdir(exist_ok=True)
+        for old in (path for pattern in WRITES for path in folder.glob(pattern)):
+            old.unlink()  # a ROI of other times, say
         film(config, model, times, labels, rois, folder)  # first: it takes seconds, and finds mistakes
         common = {"time_unit": model.time_unit, "overwrite": config.overwrite}
         images = (model.image(t, grid, appearance=config.appearance) for t in times)

@@ -26,6 +26,7 @@ from labels import LABELS
 from results import chosen_methods, record_of
 from run_directory import CONFIGS, launch, plain, run_directory, wrote
 from saved_slices import Slices, load_slices
+from series_tables import image_rows
 
 from stnerp import InputError
 from stnerp.report import bgr, new_figure, save_figure
@@ -108,7 +109,7 @@ def number(row: Mapping[str, str], name: str) -> float:
 def scores_of(results: Path) -> dict[str, Mapping[str, Any]]:
     """Each pair's scores by the name of its record, which its picture shares."""
     records = {path.stem: record_of(path) for path in results.glob("[!.]*.json")}
-    return {name: record["result"]["images"][0] for name, record in records.items() if record["result"]}
+    return {name: row for name, record in records.items() for row in image_rows([record])}
 
 
 # -- curves and boxes
@@ -231,10 +232,9 @@ def method_figures(folder: Path, files: Sequence[Path], scores: Mapping[str, Map
             predictions.append(middle(grey(slices, "prediction", "carried")))
             deformations.append(middle(colours(slices, scale)) if "displacement_mm" in slices else blank)
             row = scores.get(path.stem, {})
-            dices = [value for name, value in row.items() if name.startswith("dice_")]
             heads.append(
                 LABELS[method_of(path)].replace(", ", ",\n")
-                + (f"\nDice {np.mean(dices):.3f}" if dices else "")
+                + (f"\nDice {row['dice']:.3f}" if "dice" in row else "")
                 + f"\nfolded {row.get('folded_voxels', 0)}"
             )
         grid = [("prediction", predictions), ("deformation", deformations)]

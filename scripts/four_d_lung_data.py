@@ -106,16 +106,22 @@ def stand_in_motion(
 ) -> tuple[Callable[[float], np.ndarray], Callable[[np.ndarray, float, float], np.ndarray]]:
     """What the collection itself doesn't have, at the times of a series of it: landmarks and the motion.
 
-    Times are percent of the breath on the day of the section, or days at its phase.
+    Times are percent of the breath on the day of the section, or days since the first scan used at its phase.
+
+    Args:
+        values: the `data` section, and the `collection` that was written for it.
 
     Returns:
         Landmarks (N, 3) in LPS mm at a time; points (..., 3) in LPS mm of a first time, at a second one.
     """
     phantom = phantom_of(_complete(values))
-    day = 0 if values["date"] is None else (date.fromisoformat(str(values["date"])) - FIRST_DAY).days
+    longitudinal, collection = values["series"] == "longitudinal", values["collection"]
+    dates = values["dates"] if longitudinal else [values["date"]]
+    used = collection.of(PATIENT) if dates is None else [collection.scan(PATIENT, one) for one in dates]
+    day = min((date.fromisoformat(scan.date) - FIRST_DAY).days for scan in used)
 
     def moment(t: float) -> float:
-        return Therapy.moment(t, values["phase"]) if values["series"] == "longitudinal" else Therapy.moment(day, t)
+        return Therapy.moment(day + t, values["phase"]) if longitudinal else Therapy.moment(day, t)
 
     def moved(points_mm: np.ndarray, start: float, end: float) -> np.ndarray:
         return phantom.map_points(phantom.map_points(points_mm, moment(start)), moment(end), inverse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
 from data import PatientData, load_data
-from results import Record, check_common, chosen_methods, listed, read_records, recorded
+from results import Record, check_same, chosen_methods, listed, read_records, recorded
 from run_directory import logger, plain
 from saved_slices import save_slices
 from series_methods import METHODS, Kept
 
 from stnerp import InputError
+from stnerp.baselines.pair import check_align
+from stnerp.device import device_of
 from stnerp.metrics import psnr_db, ssim
 from stnerp.preprocess import normalised
 
@@ -53,7 +56,7 @@ def case_data(config: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
 
 
 def common_of(config: DictConfig) -> dict[str, Any]:
-    """What all records of a table share. Its data may grow by further cases, so that it's no part of this."""
+    """What all records of a table share. Each case has data of its own, so that it's no part of this."""
     return {name: plain(config[name]) for name in ("align", "seed", "device")}
 
 
@@ -68,12 +71,24 @@ def align_of(config: DictConfig, patient: PatientData) -> str:
     return str(config.align if config.align != "auto" else "none" if patient.series.period else "affine")
 
 
-def start_anew(config: DictConfig, out: Path) -> None:
-    """Check what is there already against what is asked for; with overwrite=true, remove it."""
+def start_anew(config: DictConfig, out: Path, methods: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Check what is asked for, and against it what is there already; with overwrite=true, remove that.
+
+    Raises:
+        InputError: no such pre-alignment or device, or results of other settings, options or data.
+    """
+    if config.align != "auto":
+        check_align(config.align)
+    device_of(config.device)
+    sections: dict[int, dict[str, Any]] = {}
+    for number, changes in enumerate(changes_of(config), 1):
+        with suppress(InputError):  # told when the case is read
+            sections[number] = plain(case_data(config, changes))
     if config.overwrite:
         for old in [*(out / "results").glob("*.json"), *(out / "pictures").glob("*.npz")]:
             old.unlink()
-    check_common(out / "results", common_of(config))
+    own = {method: options.get(method, {}) for method in methods}
+    check_same(out / "results", common_of(config), own, sections)
 
 
 def readable_cases(
@@ -89,7 +104,7 @@ def readable_cases(
             patient, section = load_case(config, changes)
             wanted = wanted_of(patient)
         except InputError as error:
-            if not changes:
+            if config.cases is None:
                 raise
             missing[str(number)] = str(error)
             logger.error("case %d: left out: %s", number, error)
@@ -113,12 +128,12 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     """All records of the run directory, and the cases that could not be read, with the reason.
 
     Raises:
-        InputError: unknown methods, scans that can't be left out, or no case at all.
+        InputError: as `start_anew`, unknown methods, scans that can't be left out, or no case at all.
     """
     options = plain(config.options) or {}
     methods = chosen_methods(plain(config.methods), options, METHODS)
     scans = list(dict.fromkeys(listed("held_out", plain(config.held_out), int)))
-    start_anew(config, out)
+    start_anew(config, out, methods, options)
     missing: dict[str, str] = {}
     for number, patient, section, held_out in readable_cases(config, missing, partial(indices_of, scans)):
         common = common_of(config)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stnerp import InputError, StnerpError
+from stnerp import InputError, StnerpError, __version__
+from stnerp.presets import FAST, FLOW, PAPER
 
 logger = logging.getLogger("stnerp.scripts")
 
@@ -32,13 +35,13 @@ def recorded(
         measure: gives the result, of such types too.
 
     Returns:
-        `arguments`, `result` (empty where it failed), `failure` (one line, empty where it didn't), `hardware`;
-        and whether it was made now.
+        `arguments`, `result` (empty where it failed), `failure` (one line, empty where it didn't), `hardware`,
+        `library`; and whether it was made now.
 
     Raises:
         InputError: the result there is of other arguments.
     """
-    asked = json.loads(json.dumps(dict(arguments)))  # as they will be read again: no tuples
+    asked = _read_again(arguments)
     if path.is_file():
         record = record_of(path)
         if not record["failure"]:
@@ -57,7 +60,8 @@ def recorded(
         known = isinstance(error, StnerpError)
         failure = text if known else f"{type(error).__name__}: {text}"
         logger.debug("%s failed", path.stem, exc_info=not known)  # to the file only
-    record = {"arguments": asked, "result": dict(result), "failure": failure, "hardware": hardware()}
+    about = {"hardware": hardware(), "library": library()}
+    record = {"arguments": asked, "result": dict(result), "failure": failure, **about}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -103,19 +107,53 @@ def chosen_methods(methods: object, options: object, known: Collection[str]) -> 
     return list(dict.fromkeys(methods))
 
 
-def check_common(folder: Path, common: Mapping[str, Any]) -> None:
-    """One table, one set of data, one preparation: raises InputError for a result of another, forgets failures."""
+def check_same(
+    folder: Path,
+    common: Mapping[str, Any],
+    options: Mapping[str, Mapping[str, Any]],
+    data: Mapping[int, Mapping[str, Any]],
+) -> None:
+    """One table, one preparation, one patient for a case and one set of options for a method.
+
+    Args:
+        common: what all records share.
+        options: of each method that is asked for; records of others keep theirs.
+        data: the section of each case that is asked for.
+
+    Raises:
+        InputError: a result of other ones. Failures of other ones are forgotten.
+    """
     for path in sorted(folder.glob("[!.]*.json")):
         record = record_of(path)
-        if record["arguments"]["common"] == common:
-            continue
-        if not record["failure"]:
-            raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
-        path.unlink()
+        asked = record["arguments"]
+        wanted = {
+            "common": common,
+            "options": options.get(asked["method"], asked["options"]),
+            "data": data.get(asked["case"], asked.get("data")),
+        }
+        other = [name for name, value in _read_again(wanted).items() if asked.get(name) != value]
+        if other and not record["failure"]:
+            told = " and ".join("settings" if name == "common" else name for name in other)
+            raise InputError(f"{path}: was measured with other {told}; choose another out= or overwrite=true")
+        if other:
+            path.unlink()
+
+
+def _read_again(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are when a record is read again: no tuples, no numbers as keys."""
+    again: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    return again
+
+
+def end_without_result(records: Sequence[Record]) -> None:
+    """End the script with code 1 where nothing could be measured."""
+    if not any(record["result"] for record in records):
+        logger.error("nothing was measured; the table says why")
+        sys.exit(1)
 
 
 def notes(records: Sequence[Record], missing: Mapping[Any, str], labels: Mapping[str, str]) -> list[str]:
-    """What was changed, is missing or failed, a line each.
+    """What was changed, is missing, failed or was measured by another version than the rest, a line each.
 
     Args:
         missing: cases that could not be read, and why.
@@ -131,7 +169,20 @@ def notes(records: Sequence[Record], missing: Mapping[Any, str], labels: Mapping
             failures.setdefault(key, []).append(str(record["arguments"]["case"]))
     for (method, failure), cases in failures.items():
         lines.append(f"- {labels[method]}, case {', '.join(dict.fromkeys(cases))}: {failure}")
+    versions: dict[str, list[str]] = {}
+    for record in filter(lambda record: record["result"], records):
+        asked = record["arguments"]
+        measured = f"{labels[asked['method']]} (case {asked['case']})"
+        versions.setdefault(record.get("library", "a version that isn't known"), []).append(measured)
+    if len(versions) > 1:
+        lines += [f"- by {version}: {', '.join(dict.fromkeys(own))}" for version, own in versions.items()]
     return lines
+
+
+def library() -> str:
+    """What computes results: the library's version, and what tells one state of its presets from another."""
+    digest = hashlib.blake2b(repr((FAST, PAPER, FLOW)).encode(), digest_size=4).hexdigest()
+    return f"stnerp {__version__}, presets {digest}"
 
 
 def hardware() -> str:

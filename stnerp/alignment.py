@@ -95,7 +95,7 @@ def affine_between(
 def _register(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...], spacing_mm: float
 ) -> tuple[sitk.Transform, float] | None:
-    """The transform after a fit from `start`, or that if it is better, with its metric; None if nothing overlaps."""
+    """The transform after a fit from `start`, or that if it is better, and its metric; None without overlap."""
     transform = type(start)(start)
     method = _correlation(transform)
     method.SetMetricSamplingStrategy(method.REGULAR)

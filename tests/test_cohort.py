@@ -196,6 +196,20 @@ def test_a_step_that_is_done_is_not_done_again(stubs: Stubs) -> None:
     assert [start["step"] for start in stubs.started()] == ["train_ref", "train_def"]
 
 
+def test_what_was_deleted_is_done_again_and_stops_no_other(stubs: Stubs) -> None:
+    assert stubs.run("patients=[p1,p2,p3]") == 0
+    stubs.started()
+    out = stubs.folder / "out"
+    shutil.rmtree(out / "p1")
+    (out / "p2" / "metrics.csv").unlink()
+    assert importlib.import_module("cohort_table").row_of(out, "p1")["status"] == "not done"
+    assert stubs.run("patients=[p1,p2,p3]") == 0
+    assert [(start["patient"], start["step"]) for start in stubs.started()] == [
+        (name, step) for name in ("p1", "p2") for step in ("train_ref", "train_def")
+    ]
+    assert {row["status"] for row in stubs.summary().values()} == {"done"}
+
+
 def test_a_patient_that_another_command_works_on_is_left_alone(stubs: Stubs) -> None:
     stubs.tell("p1", "refuse")
     assert stubs.run("patients=[p1,p2]") == 1
@@ -249,6 +263,35 @@ def test_each_job_has_a_gpu_and_its_share_of_the_threads(stubs: Stubs, monkeypat
         assert len(own) > 1
         assert all(a["end"] < b["start"] for a, b in pairwise(own))
     assert {start["CUDA_VISIBLE_DEVICES"] for start in started} == {"4", "MIG-6"}
+
+
+def test_submitit_here_gives_a_gpu_to_the_next_job_once_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job outlasts all the others."""
+    running: dict[Job, str] = {}
+    busy = []
+
+    class Job:
+        def __init__(self) -> None:
+            self.looks = 1 if running else 9
+
+        def done(self) -> bool:
+            self.looks -= 1
+            return self.looks < 0 and bool(running.pop(self))
+
+    def submit(call: Any, command: list[str]) -> Job:
+        busy.append((command[-1], [*running.values()]))
+        job = Job()
+        running[job] = command[-1]
+        return job
+
+    executor = SimpleNamespace(submit=submit, update_parameters=lambda **settings: None)
+    monkeypatch.setattr("submitit.AutoExecutor", lambda *arguments, **settings: executor)
+    paths = {name: tmp_path / f"{name}.json" for name in NAMES[:4]}
+    module = importlib.import_module("cohort")
+    assert list(module.with_submitit(paths, "submitit_local", 2, ["a", "b"], {})) == ["p2", "p3", "p4", "p1"]
+    assert busy == [("a", []), ("b", ["a"]), ("b", ["a"]), ("b", ["a"])]
 
 
 def test_without_gpus_and_with_threads_of_the_user(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:

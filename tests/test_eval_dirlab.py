@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import SimpleITK as sitk
 from conftest import composed, optional
 from test_scripts import run as run_script
 
+import stnerp
+from stnerp import InputError
 from stnerp.baselines.pair import PairRegistration, registration_of
 from stnerp.geometry import Grid
 from stnerp.io.dirlab import GRIDS, WEBSITE, dirlab_case, dirlab_grid, write_case
+from stnerp.presets import FAST
 from stnerp.window import Window
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -139,6 +143,7 @@ def test_a_run_resumes_survives_and_grows(
     assert "| 1.06 ± 1.23 |" in table
     assert "**Stand-ins**" in table
     assert "| DLIR, published only |" in table
+    assert "| IDIR | 1.10 |" in table  # as printed, not 1.1
     assert "greedy, case 1, 6: picsl-greedy is needed" in table
     assert "stnerp fast, w/o prior ran with" in table
 
@@ -160,7 +165,9 @@ def test_a_run_resumes_survives_and_grows(
     before = (tmp_path / "metrics.csv").read_bytes()
     assert "other settings" in refused(capsys, tmp_path, *data, "cases=[1]", "seed=1")
     assert "other settings" in refused(capsys, tmp_path, *data, "cases=[1]", "data.noise_hu=10")
-    assert "other settings" in refused(capsys, tmp_path, *data, "cases=[1]", "options=null")
+    assert "other options" in refused(capsys, tmp_path, *data, "cases=[1]", "options=null")
+    # Nor of another case: a row of the table is of one set of options.
+    assert "other options" in refused(capsys, tmp_path, *data, "cases=[8]", "options=null")
     assert (tmp_path / "metrics.csv").read_bytes() == before
     run(tmp_path, *data, "cases=[1]", "methods=[stnerp_fast,no_motion]", "seed=1", "overwrite=true")
     assert [row["failure"] for row in rows_of(tmp_path / "metrics.csv")] == ["", "ValueError: no luck"]
@@ -290,6 +297,7 @@ def test_the_owners_files_with_nothing_edited(
         ("options={elastx: {iterations: 3}}", "options: unknown elastx"),
         ("options={idir: 3}", "must be settings by method"),
         ("align=similar", "none, rigid or affine"),
+        ("device=gpu", "device: 'gpu' is not a device"),
         ("window=lungs", "window: unknown name 'lungs'"),
         ("data.kind=files", "data.kind: 'files'"),
         ("cases=[11]", "cases: 11 must be"),
@@ -326,3 +334,50 @@ def test_every_method_has_a_label_and_a_record_is_json(tmp_path: Path) -> None:
     assert new
     assert json.loads(path.read_text(encoding="utf-8")) == record
     assert results.recorded(path, {"pair": (1, 2)}, lambda: {"x": 2.5}) == (record, False)
+
+
+def test_records_of_another_patient_or_other_options(tmp_path: Path) -> None:
+    results = importlib.import_module("results")
+    one: dict[str, Any] = {"case": 1, "method": "idir", "options": {}, "common": {}, "data": {"names": {1: "a"}}}
+    results.recorded(tmp_path / "a.json", one, lambda: {"seconds": 1.0})
+    results.recorded(tmp_path / "b.json", one | {"data": {}}, lambda: 1 / 0)
+    for options, data in ({"idir": {}}, {1: one["data"]}), ({"greedy": {"a": 1}}, {2: {}}):
+        results.check_same(tmp_path, {}, options, data)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]  # the failure is forgotten
+    for common, options, data, says in (
+        ({}, {"idir": {"a": 1}}, {}, "other options; choose another out="),
+        ({}, {}, {1: {"names": {1: "b"}}}, "other data; choose another out="),
+        ({"seed": 1}, {}, {1: {}}, "other settings and data; choose another out="),
+    ):
+        with pytest.raises(InputError, match=rf"a\.json: was measured with {says}"):
+            results.check_same(tmp_path, common, options, data)
+
+
+def test_rows_that_other_versions_measured_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = importlib.import_module("results")
+
+    def made(case: int, **about: Any) -> Any:
+        arguments = {"case": case, "method": "idir", "options": {}}
+        record, _ = results.recorded(tmp_path / f"{case}.json", arguments, lambda: {"seconds": 1.0})
+        return record | about
+
+    first, label = made(1), {"idir": "IDIR"}
+    assert first["library"].startswith(f"stnerp {stnerp.__version__}, presets ")
+    assert results.notes([first, made(2)], {}, label) == []
+    monkeypatch.setattr(results, "FAST", replace(FAST, def_net=replace(FAST.def_net, diffusion=9.0)))
+    other = made(3)
+    assert other["library"] != first["library"]
+    old = {name: value for name, value in made(4).items() if name != "library"}  # as written before
+    assert results.notes([first, made(2), other, old], {}, label) == [
+        f"- by {first['library']}: IDIR (case 1), IDIR (case 2)",
+        f"- by {other['library']}: IDIR (case 3)",
+        "- by a version that isn't known: IDIR (case 4)",
+    ]
+
+
+def test_nothing_measured_ends_with_1() -> None:
+    results = importlib.import_module("results")
+    results.end_without_result([{"result": {"x": 1}}, {"result": {}}])
+    with pytest.raises(SystemExit) as exit_:
+        results.end_without_result([{"result": {}}])
+    assert exit_.value.code == 1

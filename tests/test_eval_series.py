@@ -172,6 +172,8 @@ def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
     table = (ablation / "table_3.md").read_text(encoding="utf-8")
     prior = next(line for line in table.splitlines() if "| interpolation | 3 | stnerp fast, with prior |" in line)
     assert prior.rstrip("| ").endswith("30.06 | 0.937 | 0.700")
+    assert "| interpolation | 3 | stnerp fast, with prior | 1 |" in table
+    assert "| registration | 3 | stnerp fast, with prior | 3 |" in table
     assert "stand-in, don't compare" in table
     assert "stnerp fast, with prior, w/o t" in table
     table = (ablation / "table_6.md").read_text(encoding="utf-8")
@@ -180,6 +182,8 @@ def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
         for task in ("interpolation", "registration")
     )
     assert interpolated.rstrip("| ").endswith("30.25 | 0.943 | 0.679")
+    assert interpolated.startswith("| interpolation | stnerp fast, w/o prior | 2 |")  # images: one of each fit
+    assert followed.startswith("| registration | stnerp fast, w/o prior | 6 |")
     assert followed.endswith("|  |  |  |")  # the paper's are of pairs, its Table V
 
 
@@ -220,6 +224,8 @@ def test_interpolation(script: str, more: list[str], table: str, stand_ins: Path
     assert ": failed" not in (tmp_path / f"{script}.log").read_text(encoding="utf-8")
     assert "The reference as Ref-Net draws it" in text
     assert "Published" in text
+    assert {"table_1.md": "| 34.10 | 36.81 |", "table_2.md": "| 30.11 | 35.70 |"}[table] in text  # as printed
+    assert {"table_1.md": "| 1 | 4 | 60 | no motion |", "table_2.md": "| 1 | 3 | 14 | no motion |"}[table] in text
     for label in ("nearest image", "linear blend", "stnerp fast"):
         assert label in text
     run("figures", tmp_path)
@@ -245,6 +251,48 @@ def test_several_cases_and_one_that_is_missing(stand_ins: Path, tmp_path: Path) 
     assert {row["case"] for row in rows} == {"1", "2"}
     assert rows[0]["psnr_db"] != rows[4]["psnr_db"]
     assert "- case 3: data.days: [3, 1]" in (tmp_path / "run" / "table_2.md").read_text(encoding="utf-8")
+
+
+def test_a_first_case_that_cannot_be_read_leaves_the_others(stand_ins: Path, tmp_path: Path) -> None:
+    more = ["data.dates=[2001-01-01]", "cases=[{}, {dates: null}]", "held_out=[3]", "methods=[no_motion]"]
+    root = f"data.root={stand_ins / 'weeks'}"
+    run("eval_longitudinal_interpolation", tmp_path, *COMMON, *WEEKS, root, *more)
+    assert {row["case"] for row in rows_of(tmp_path / "metrics.csv")} == {"2"}
+
+
+def test_one_table_has_one_patient_for_a_case(
+    stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever method and scan are asked for. What is mistyped leaves no record that blocks the right command."""
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]"]
+    run("eval_longitudinal_interpolation", tmp_path, *arguments, "methods=[no_motion]")
+    for more, says in (
+        (["data.window=lung", "methods=[nearest_image]"], "with other data"),
+        (["cases=[{}, {seed: 1}]", "data.seed=2", "methods=[nearest_image]"], "with other data"),
+        (["held_out=[4]", "methods=[no_motion]", "options={no_motion: {a: 1}}"], "with other options"),
+    ):
+        with pytest.raises(SystemExit):
+            run("eval_longitudinal_interpolation", tmp_path, *arguments, *more)
+        assert says in capsys.readouterr().err
+    for script in ("eval_longitudinal_interpolation", "eval_longitudinal_registration"):
+        for mistyped, says in (("align=afine", "align: unknown 'afine'"), ("device=gpu", "device: 'gpu' is not")):
+            with pytest.raises(SystemExit):
+                run(script, tmp_path / "new", *arguments[:-1], mistyped, "methods=[no_motion]")
+            assert says in capsys.readouterr().err
+    assert not (tmp_path / "new" / "results").exists()
+
+
+def test_nothing_measured_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not the paper's figures, which are the only ones then."""
+    small = ["data=phantom", "data.size=[36,28,18]", "data.spacing_mm=10", "data.phases=4", "data.contours=[lung]"]
+    with pytest.raises(SystemExit) as exit_:
+        run("eval_4dct_interpolation", tmp_path, *small, "held_out=[3]", "methods=[known_motion]", *COMMON[-3:])
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().out
+    assert "is known of data=tcia_4d_lung_phantom alone" in printed
+    assert "Nothing was measured." in printed
+    assert "45.26" not in printed
+    assert "45.26" in (tmp_path / "table_1.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -307,10 +355,43 @@ def test_registration(stand_ins: Path, tmp_path: Path) -> None:
     text = (tmp_path / "table_5.md").read_text(encoding="utf-8")
     assert "| long | IDIR |" in text
     assert "38.73 | 0.988 | 0.780 | 0 |" in text
+    assert "| short | 1 | scan 2 to 3 |" in text
     run("figures", tmp_path, "methods=[greedy,no_motion]")
     names = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert "dice.png" in names
     assert len(names) == 1 + 8
+
+
+def pair_record(case: int, later: int, data: dict[str, Any], **scores: float) -> dict[str, Any]:
+    asked = {"scheme": "long", "case": case, "pair": [1, later], "method": "greedy", "data": data}
+    return {"arguments": asked, "result": {"images": [scores]}}
+
+
+def test_pairs_are_sorted_by_their_numbers() -> None:
+    script = importlib.import_module("eval_longitudinal_registration")
+    records = [pair_record(case, later, {}, dice_Tumor=0.5) for case in (10, 2) for later in (10, 2)]
+    rows = script.rows_of_pairs(records)
+    assert [(row["case"], row["pair"]) for row in rows] == [
+        (case, f"scan 1 to {later}") for case in ("2", "10") for later in (2, 10)
+    ]
+    assert {row["greedy"] for row in rows} == {"0.500"}
+
+
+def test_a_mean_is_over_the_contours_that_are_asked_for(tmp_path: Path) -> None:
+    """In the tables and in a figure's title alike; what is nowhere near has no Dice."""
+    scores = {"dice_a": 0.9, "dice_my_heart": 0.5, "dice_c": float("nan")}
+    scores |= {"hd95_a_mm": 2.0, "hd95_my_heart_mm": 6.0, "motion_dice_a": 0.8, "motion_dice_my_heart": 0.4}
+    for contours, expected in ((None, (0.7, 4.0, 0.6)), (["my heart", "c"], (0.5, 6.0, 0.4))):
+        record = pair_record(1, 2, {"contours": contours}, **scores)
+        (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
+        (row,) = importlib.import_module("figures").scores_of(tmp_path).values()
+        assert [row[name] for name in ("dice", "hd95_mm", "motion_dice")] == pytest.approx(expected)
+
+
+def test_a_few_folded_voxels_are_not_none() -> None:
+    means = importlib.import_module("series_tables").means
+    for folded, cell in (([0, 0], "0"), ([1, 0, 0, 0, 0, 0, 0, 0], "0.12"), ([3], "3"), ([1000, 2000], "1500")):
+        assert means([{"folded_voxels": voxels} for voxels in folded]) == {"folded": cell}
 
 
 def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_a_cycle(fitted: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"series.nii.gz", "roi.nii.gz", "film.gif"}
 
 
+def test_a_roi_of_other_times_does_not_stay(fitted: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
+    run(f"out={tmp_path}", "frames=2", f"roi={fitted / 'heart.nii.gz'}", "pixels=40")
+    assert (tmp_path / "series" / "roi.nii.gz").is_file()
+    run(f"out={tmp_path}", "frames=3", "pixels=40", "overwrite=true")
+    assert len(load_series(tmp_path / "series" / "series.nii.gz")) == 3
+    assert not list((tmp_path / "series").glob("roi.*"))
+
+
 def test_times_grid_and_a_structure_set(fitted: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes((fitted / "model.pt").read_bytes())
     run(f"out={tmp_path}", "times=[0,1,5]", "grid=30", "dtype=float32", f"roi={fitted / 'heart.dcm'}", "pixels=60",

@@ -335,6 +335,17 @@ def test_breathing_series(collection: FourDLung) -> None:
     assert (series.times, series.period) == ((0, 20, 50), 100)
 
 
+def test_a_phase_that_a_breath_lacks(
+    tmp_path: Path, collection: FourDLung, caplog: pytest.LogCaptureFixture
+) -> None:
+    for percent in (0, 20, 60, 80):
+        write_phase(tmp_path, 0, percent, "1.2.826.0", rois=())
+    breathing_series(collection, "113_HM10395", "1999-12-24", ())  # 0, 20 and 50 %: no even row
+    assert caplog.text == ""
+    assert breathing_series(index_4d_lung(tmp_path), "113_HM10395", rois=())["times"] == [0, 20, 60, 80]
+    assert "113_HM10395 1999-11-26: no phase 40 %; scans are numbered without it" in caplog.text
+
+
 def test_longitudinal_series(collection: FourDLung, caplog: pytest.LogCaptureFixture) -> None:
     arguments = longitudinal_series(collection, "113_HM10395", 20)
     assert arguments["times"] == [0, 7, 28]
@@ -469,6 +480,23 @@ def test_the_stand_in_shrinks_over_weeks(load_data: Callable[..., Any], tmp_path
     assert volumes[0] > volumes[2] > volumes[4] > 0
     assert volumes[0] > 1.8 * volumes[4]
     assert dice(patient.series.masks[0], patient.series.masks[-1], label=2) > 0.8  # the heart
+
+
+def test_landmarks_of_the_stand_in_are_of_the_days_that_are_used(
+    load_data: Callable[..., Any], tmp_path: Path
+) -> None:
+    tiny = ["data.size=[12,10,6]", "data.spacing_mm=30", "data.rois=[]", "data.shift_mm=12", "data.days=[0,7,14]"]
+    common = ["data=tcia_4d_lung_phantom", f"data.root={tmp_path / 'a'}", *tiny, "data.phases=[0,50]"]
+    weeks = load_data(*common, "data.series=longitudinal").series
+    later = load_data(*common, "data.series=longitudinal", "data.dates=[01-17-2000,2000-01-10]")
+    assert later.series.times == (0, 7)
+    for own, there in zip(later.series.landmarks, weeks.landmarks[1:], strict=True):
+        np.testing.assert_array_equal(own, there)
+    first, second = later.series.landmarks
+    np.testing.assert_allclose(later.known_motion(first, 0.0, 7.0), second, atol=1e-3)
+    for written in ("2000-01-17", "20000117", "01-17-2000"):
+        breath = load_data(*common, f"data.date={written}").series
+        np.testing.assert_array_equal(breath.landmarks[0], weeks.landmarks[2])
 
 
 def test_the_stand_in_keeps_off_other_folders(load_data: Callable[..., Any], tmp_path: Path) -> None:

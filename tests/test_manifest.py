@@ -213,3 +213,11 @@ def test_a_config_chooses_from_a_cohort(folder: Path, load_data: Callable[..., A
         load_data(f"data.manifest={path}")
     with pytest.raises(InputError, match=r"data\.patient: no 'b' in .*m\.yaml; there are: a, 7"):
         load_data(f"data.manifest={path}", "data.patient=b")
+
+
+def test_what_one_patient_lacks_is_no_matter_to_another(folder: Path, load_data: Callable[..., Any]) -> None:
+    cohort = "patients: [{patient: a, images: [a.nii.gz, c.nii.gz]}, {patient: b, images: [gone.nii.gz]}]"
+    path = manifest(folder, cohort)
+    assert load_data(f"data.manifest={path}", "data.patient=a").series.names == ("a.nii.gz", "c.nii.gz")
+    with pytest.raises(MissingFileError, match=r"patients\[1\]\.images\[0\]: no such file"):
+        load_data(f"data.manifest={path}", "data.patient=b")

@@ -20,6 +20,7 @@ What the files look like, and what is made of it:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -213,7 +214,8 @@ def breathing_series(
     """One 4D CT: what `stnerp.load_series` takes.
 
     The times are the phases in percent, the period is 100. The masks' labels are 1, 2, ... in the order of
-    `rois`, and where ROIs overlap the first of them counts; a phase on which none is drawn has no mask.
+    `rois`, and where ROIs overlap the first of them counts; a phase on which none is drawn has no mask. A warning
+    tells which phases are missing from an even row, since that shifts the others' numbers.
 
     Args:
         collection: from `index_4d_lung`.
@@ -228,6 +230,9 @@ def breathing_series(
             that make no image.
     """
     scan = collection.scan(patient, date)
+    if lacking := _missing([phase.percent for phase in scan.phases]):
+        told = ", ".join(f"{percent:g}" for percent in lacking)
+        logger.warning("%s %s: no phase %s %%; scans are numbered without it", patient, scan.name, told)
     phases = [phase for percent in dict.fromkeys(p.percent for p in scan.phases) if (phase := scan.phase(percent))]
     images = [read_dicom_series(phase.series) for phase in phases]
     return {
@@ -445,6 +450,18 @@ def _days(scans: Sequence[Scan]) -> list[float]:
             f"{patient}: scans on one day without a time of day to order them ({names}); choose dates"
         )
     return [round(moment - moments[0], 6) for moment in moments]
+
+
+# -- phases
+
+
+def _missing(percents: Sequence[float]) -> list[float]:
+    """What an even row over the cycle lacks, where more than half of it is there; all in percent."""
+    tenths = {round(10 * percent) for percent in percents}
+    first = min(tenths)
+    step = math.gcd(round(10 * PERIOD), *(each - first for each in tenths))
+    lacking = sorted(set(range(first % step, round(10 * PERIOD), step)) - tenths)
+    return [each / 10 for each in lacking] if len(lacking) < len(tenths) else []
 
 
 # -- contours

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,15 +44,22 @@ class ManifestPatient:
     label_names: dict[int, str]
 
 
-def read_manifest(path: str | os.PathLike[str]) -> tuple[ManifestPatient, ...]:
+def read_manifest(
+    path: str | os.PathLike[str], patients: Collection[str] | None = None
+) -> tuple[ManifestPatient, ...]:
     """The patients of a manifest, one or a cohort, in order. No image is read, but files must be there.
+
+    Args:
+        patients: names of those that are wanted; None: all. What files the others lack is no matter.
 
     Raises:
         MissingFileError: the manifest, or a file that it names, isn't there.
         InputError: no YAML of this form; the message names the file and the key.
     """
     path = Path(path)
-    return tuple(_patient(entry, path, where) for where, entry in _entries(path).items())
+    entries = _entries(path).items()
+    wanted = [at for at in entries if patients is None or str(at[1]["patient"]) in patients]
+    return tuple(_patient(entry, path, where) for where, entry in wanted)
 
 
 def manifest_entries(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
