@@ -109,6 +109,20 @@ def test_trigger_times_that_shift_from_slice_to_slice(tmp_path: Path, shift_ms: 
         np.testing.assert_array_equal(array(image), STORED + 100 * phase - 1024)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [("FrameReferenceTime", ("30000", "90000", "240000")), ("AcquisitionTime", ("095959.5", "100001", "100102"))],
+    ids=["dynamic PET", "contrast-enhanced MR"],
+)
+def test_frames_of_a_dynamic_scan(tmp_path: Path, keyword: str, values: tuple[str, ...]) -> None:
+    """Later frames of one series first: order and difference are told by one time alone."""
+    for frame, value in enumerate(values):
+        tags = {"SeriesInstanceUID": UID, "Modality": "PT", keyword: value}
+        write_dicom(tmp_path / str(9 - frame), GRID, STORED + 100 * frame, f"{UID}.{frame}", **tags)
+    images = read_dicom_folder(tmp_path)
+    assert [int(array(image).min()) for image in images] == [int(STORED.min()) + 100 * i - 1024 for i in range(3)]
+
+
 def test_a_phase_that_lacks_slices_is_named(tmp_path: Path) -> None:
     write_cine(tmp_path, lambda phase, _: 40 * phase)
     for path in sorted((tmp_path / "2").iterdir())[:2]:

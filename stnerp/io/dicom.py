@@ -44,7 +44,13 @@ logger = logging.getLogger(__name__)
 _OTHER_MODALITIES = {"RTDOSE", "RTIMAGE", "SEG", "SR", "OT"}
 # What tells phases apart that share one series.
 _TRIGGER_TIME = "0018|1060"
-_PHASE_TAGS = {"0020|0100": "temporal position", _TRIGGER_TIME: "trigger time", "0020|0012": "acquisition number"}
+_PHASE_TAGS = {
+    "0020|0100": "temporal position",
+    _TRIGGER_TIME: "trigger time",
+    "0020|0012": "acquisition number",
+    "0054|1300": "frame reference time",  # dynamic PET
+    "0008|0032": "acquisition time",
+}
 _PERCENTAGE = r"(\d+(?:\.\d+)?)\s*%"
 # "30% Ex", "In 30%": how deep, and on which way.
 _DIRECTION = re.compile(
