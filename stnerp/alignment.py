@@ -58,20 +58,22 @@ def affine_between(
     # Something small, a mouse say, is looked at more closely, and moved in smaller steps.
     extents_mm = [length for image in (reference, target) for length in Grid.of(image).extent_mm]
     spacing_mm = min(spacing_mm, float(np.median(extents_mm)) / FEWEST_ACROSS)
-    fixed, moving = _coarse(reference, spacing_mm), _coarse(target, spacing_mm)
+    as_they_are = _coarse(reference, spacing_mm), _coarse(target, spacing_mm)
+    fixed, moving = (_flattened(image, spacing_mm) for image in as_they_are)
     starts = [
         sitk.Euler3DTransform(_centre(fixed), 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)),
-        *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.GEOMETRY),
-        *_initial(fixed, moving, sitk.CenteredTransformInitializerFilter.MOMENTS),
+        *_initial(*as_they_are, sitk.CenteredTransformInitializerFilter.GEOMETRY),
+        *_initial(*as_they_are, sitk.CenteredTransformInitializerFilter.MOMENTS),
     ]
-    rigid = [_register(fixed, moving, start, shrink=(4, 2), spacing_mm=spacing_mm) for start in starts]
-    found = [result for result in rigid if result is not None]
+    # As they are, images find each other from farther away; normalised, they say best where they lie.
+    starts += _best_rigid(*as_they_are, starts, spacing_mm)
+    found = _best_rigid(fixed, moving, starts, spacing_mm)
     if not found:
         raise FitError(
             "pre-alignment: the images of the series have no overlap that could be aligned; check that they "
             "show the same region, or align them first and pass align='none'"
         )
-    start = min(found, key=lambda result: result[1])[0]
+    start: sitk.Transform = found[0]
     if kind == "affine":
         affine = sitk.AffineTransform(3)
         affine.SetCenter(start.GetCenter())
@@ -90,6 +92,15 @@ def affine_between(
         )
         return affine_between(reference, target, "rigid", spacing_mm)
     return matrix
+
+
+def _best_rigid(
+    fixed: sitk.Image, moving: sitk.Image, starts: Sequence[sitk.Transform], spacing_mm: float
+) -> list[sitk.Transform]:
+    """The best of short rigid fits, if any finds an overlap."""
+    results = [_register(fixed, moving, start, shrink=(4, 2), spacing_mm=spacing_mm) for start in starts]
+    found = [result for result in results if result is not None]
+    return [min(found, key=lambda result: result[1])[0]] if found else []
 
 
 def _register(
@@ -139,14 +150,13 @@ def _initial(fixed: sitk.Image, moving: sitk.Image, how: int) -> list[sitk.Trans
 
 
 def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """The image smoothed and resampled to an isotropic spacing, a finer one across a thin slab, then normalised:
-    less its mean around each voxel, over its deviation there."""
+    """The image smoothed and resampled to an isotropic spacing, a finer one across a thin slab."""
     grid = Grid.of(image)
     finest_mm = [length / (FEWEST_VOXELS - 1) for length in grid.extent_mm]
     x, y, z = (min(max(s, spacing_mm), f) for s, f in zip(grid.spacing_mm, finest_mm, strict=True))
     coarse = grid.with_spacing((x, y, z))
     smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), spacing_mm / 2)
-    small = sitk.Resample(
+    return sitk.Resample(
         smooth,
         coarse.size,
         sitk.Transform(),
@@ -155,7 +165,11 @@ def _coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
         coarse.spacing_mm,
         coarse.direction,
     )
-    detail = small - sitk.SmoothingRecursiveGaussian(small, AROUND * spacing_mm)
+
+
+def _flattened(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """An image less its mean around each voxel, over its deviation there."""
+    detail = image - sitk.SmoothingRecursiveGaussian(image, AROUND * spacing_mm)
     return detail / sitk.Sqrt(sitk.SmoothingRecursiveGaussian(detail**2, AROUND * spacing_mm) + FLAT**2)
 
 
