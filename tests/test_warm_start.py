@@ -403,8 +403,8 @@ def test_the_same_reference_in_another_window_is_the_same(phantom_series: Series
     # As a new scan changes it where it is found from all of them.
     series = replace(phantom_series, window=Window(-900.0, 700.0))
     assert np.array_equal(between_references(series, fitted), np.eye(4))
-    darker = replace(series, images=(series.images[0] - 50, *series.images[1:]))
-    assert not np.array_equal(between_references(darker, fitted), np.eye(4))
+    another = replace(series, images=(series.images[2], *series.images[1:]))
+    assert not np.array_equal(between_references(another, fitted), np.eye(4))
 
 
 def test_dropped_free_velocities_are_told(
