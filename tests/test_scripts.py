@@ -211,7 +211,8 @@ def test_a_refit_takes_its_pictures_away_and_says_what_is_older(
         path.touch()
     run("train_def", f"out={out}", "progress=false", "overwrite=true")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "made with the model before" in line)
-    assert line.startswith(f"warning: roi, points, rtstruct, monitor, trust, transforms, series, report.html in {out}: ")
+    made = "roi, points, rtstruct, monitor, trust, transforms, series, report.html"
+    assert line.startswith(f"warning: {made} in {out}: ")
     assert "propagate_rtstruct.py" in line
     assert (out / "rtstruct" / "t30.dcm").is_file()  # a user's to delete
 
