@@ -40,8 +40,8 @@ def main(config: DictConfig) -> None:
             write_landmarks(there_mm, file, overwrite=config.overwrite)
             wrote(file)
             moved_mm = np.linalg.norm(there_mm - points_mm, axis=1)
-            told = len(moved_mm), moved_mm.mean(), moved_mm.max()
-            logger.info("t = %g: %d points moved by %.1f mm on average, %.1f at most", t, *told)
+            told = time_name(t), len(moved_mm), moved_mm.mean(), moved_mm.max()
+            logger.info("t = %s: %d points moved by %.1f mm on average, %.1f at most", *told)
         wrote(out / "propagate_points.log")
 
 

@@ -1,8 +1,9 @@
 """Affine pre-alignment: where a scan lies relative to the reference before anything deforms.
 
-SimpleITK does the work. The metric is the correlation of images that are normalised around each voxel: that
-forgives another gain, another offset, and a bias field (MR), which can lead a plain correlation 50 mm astray. On
-longitudinal lung scans it leaves a smaller error than that, which was better than mutual information.
+SimpleITK does the work. The metric is the correlation, of images as they are while they look for each other, then
+of images that are normalised around each voxel: that forgives another gain, another offset, and a bias field (MR),
+which can lead a plain correlation 50 mm astray. On longitudinal lung scans it leaves a smaller error than that,
+which was better than mutual information.
 """
 
 from __future__ import annotations

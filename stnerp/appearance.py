@@ -34,7 +34,7 @@ from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
 from stnerp.region import around, faded
 from stnerp.resume import Progress, State
-from stnerp.seeding import own_random_numbers
+from stnerp.seeding import own_random_numbers, start_random_numbers
 from stnerp.series import Series
 from stnerp.time_basis import Gaps, neighbours
 from stnerp.velocity import exponential
@@ -204,7 +204,7 @@ def fit_flow(
         FitError: a loss that is not a number.
     """
     where = device_of(device)
-    torch.manual_seed(seed)
+    start_random_numbers(seed)
     draw = np.random.default_rng(torch.initial_seed())
     basis = Gaps(series.times, series.reference_time, series.period)
     region = series.grid if region is None else region

@@ -74,14 +74,17 @@ class LocalNCC:
         contrast: float = 0.0,
     ) -> None:
         self.radii = box_radii(fixed.shape[-3:], spacing_mm, window_mm)
-        self.noise, self.contrast = noise, contrast
+        self.noise = noise
         self.weight = weight
         # E[x²] − E[x]² in float32 loses less when x is small, so images are centred first.
         self.fixed = fixed - 0.5
         self.in_window = box_mean(torch.ones_like(fixed) if weight is None else weight, self.radii).clamp(min=1e-3)
         self.fixed_mean = self._mean(self.fixed)
         self.fixed_variance = (self._mean(self.fixed**2) - self.fixed_mean**2).clamp(min=0)
-        self.counts_one = COUNTS_ONE * edge_deviation(self.fixed_variance, weight)
+        self.contrast = contrast
+        self.counts_one: torch.Tensor | None = None
+        if contrast:
+            self.counts_one = COUNTS_ONE * edge_deviation(self.fixed_variance, weight)
 
     def __call__(
         self, moved: torch.Tensor, slab: slice = slice(None), gain: torch.Tensor | float | None = None
@@ -104,7 +107,7 @@ class LocalNCC:
         deviation = (variance + self.noise**2).sqrt()
         fixed_deviation = (fixed_variance + (gain * self.noise) ** 2).sqrt()
         loss = 1 - (covariance + gain * self.noise**2) / (deviation * fixed_deviation)
-        if self.contrast:
+        if self.counts_one is not None:
             one = torch.maximum(self.counts_one, gain * max(self.noise, 1e-6))
             loss = (fixed_deviation / one) ** self.contrast * loss
         first, last, _ = slab.indices(self.fixed.shape[2])

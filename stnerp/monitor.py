@@ -201,8 +201,9 @@ class _Region:
         if self.intensity is not None:
             row |= {"intensity_change": None, "covered_percent": None}
             if scan is not None:
-                change = _read(scan, there_mm) - self.intensity
-                both, inside = np.isfinite(change), Grid.of(scan).contains(there_mm)
+                intensity = _read(scan, there_mm)
+                change = intensity - self.intensity
+                both, inside = np.isfinite(change), np.isfinite(intensity)
                 mean = np.average(change[both], weights=growth[both]) if both.any() else math.nan
                 row["intensity_change"] = float(mean)
                 row["covered_percent"] = 100 * float(growth[inside].sum() / growth.sum())
