@@ -20,7 +20,7 @@ from scipy.ndimage import uniform_filter
 from stnerp.alignment import affine_at
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.model import STNeRP
-from stnerp.preprocess import normalised, on_grid
+from stnerp.preprocess import compared, normalised, on_grid
 from stnerp.series import Series
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -96,7 +96,8 @@ def windows_of(scan: sitk.Image, window: Window, grid: Grid, to_scan: np.ndarray
     Args:
         to_scan: (4, 4), a world point of the grid -> the scan's world point; None: the same point.
     """
-    unit, covered = on_grid(normalised(scan, window), Grid.of(scan), grid, to_scan, WORK_MM / 2)
+    unit, seen = compared(scan, window)
+    unit, covered = on_grid(unit, Grid.of(scan), grid, to_scan, WORK_MM / 2, seen=seen)
     return Windows.of(unit, grid, covered)
 
 
@@ -114,7 +115,8 @@ class Agreement:
 
     Attributes:
         grid: the scan's `working_grid`.
-        correlation: local, in [-1, 1]; before: with pre-alignment alone. NaN where the reference doesn't reach.
+        correlation: local, in [-1, 1]; before: with pre-alignment alone. NaN where the
+            reference doesn't reach or the scan saw nothing.
         difference: |moved − scan| in units of the intensity window, [0, 1]; NaN likewise.
         structure: where there is something to compare.
         misplaced: where another place would agree better.
@@ -163,8 +165,9 @@ def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray |
         Windows.of(_read(reference, model.grid, there_mm), grid, model.grid.contains(there_mm))
         for there_mm in (moved_mm, still_mm)
     )
-    seen, shown = fixed.structure(), moved.structure()
-    structure = (seen | shown) & moved.whole
+    seen, shown = fixed.structure() & fixed.whole, moved.structure()
+    both = fixed.whole & moved.whole
+    structure = (seen | shown) & both
     correlation = fixed.correlation(moved)
     elsewhere = np.zeros_like(structure)
     for step in _steps(grid):
@@ -172,9 +175,9 @@ def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray |
         elsewhere |= there.whole & (fixed.correlation(there) > correlation + GAIN)
     return Agreement(
         grid=grid,
-        correlation=np.where(moved.whole, correlation, np.nan),
-        before=np.where(still.whole, fixed.correlation(still), np.nan),
-        difference=np.where(moved.inside, np.abs(fixed.image - moved.image), np.nan),
+        correlation=np.where(both, correlation, np.nan),
+        before=np.where(fixed.whole & still.whole, fixed.correlation(still), np.nan),
+        difference=np.where(fixed.inside & moved.inside, np.abs(fixed.image - moved.image), np.nan),
         structure=structure,
         misplaced=elsewhere & seen & shown & structure,
         covered_percent=100 * float((seen & moved.inside).sum() / max(seen.sum(), 1)),

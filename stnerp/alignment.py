@@ -24,6 +24,7 @@ from stnerp.quiet import quiet_itk
 logger = logging.getLogger(__name__)
 
 Kind = Literal["none", "rigid", "affine"]
+Seen = tuple[sitk.Image | None, sitk.Image | None]
 LARGEST_SCALE = 1.4  # between two scans of one person; a small field of view can mislead the fit
 FEWEST_ACROSS = 24  # voxels across a field of view, on two axes of three
 FEWEST_VOXELS = 8  # along an axis: ITK smooths no fewer than four, and four place a thin slab badly
@@ -32,7 +33,11 @@ FLAT = 0.02  # of [0, 1]: a deviation around a voxel that shows noise and no mor
 
 
 def affine_between(
-    reference: sitk.Image, target: sitk.Image, kind: Kind = "affine", spacing_mm: float = 4.0
+    reference: sitk.Image,
+    target: sitk.Image,
+    kind: Kind = "affine",
+    spacing_mm: float = 4.0,
+    seen: Seen = (None, None),
 ) -> np.ndarray:
     """The affine map that takes reference points to target points.
 
@@ -44,6 +49,7 @@ def affine_between(
         target: 3D image in [0, 1], on any grid.
         kind: "none", "rigid" or "affine".
         spacing_mm: resolution at which the images are compared; a finer one where that leaves few voxels.
+        seen: masks of what counts of either image (uint8); None: all of it.
 
     Returns:
         (4, 4), homogeneous, LPS mm: reference point -> target point.
@@ -67,8 +73,8 @@ def affine_between(
         *_initial(*as_they_are, sitk.CenteredTransformInitializerFilter.MOMENTS),
     ]
     # As they are, images find each other from farther away; normalised, they say best where they lie.
-    starts += _best_rigid(*as_they_are, starts, spacing_mm)
-    found = _best_rigid(fixed, moving, starts, spacing_mm)
+    starts += _best_rigid(*as_they_are, starts, spacing_mm, seen)
+    found = _best_rigid(fixed, moving, starts, spacing_mm, seen)
     if not found:
         raise FitError(
             "pre-alignment: the images of the series have no overlap that could be aligned; check that they "
@@ -81,7 +87,7 @@ def affine_between(
         affine.SetMatrix(start.GetMatrix())
         affine.SetTranslation(start.GetTranslation())
         start = affine
-    refined = _register(fixed, moving, start, shrink=(1,), spacing_mm=spacing_mm)
+    refined = _register(fixed, moving, start, (1,), spacing_mm, seen)
     matrix = _matrix(start if refined is None else refined[0])
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if scales.max() > LARGEST_SCALE or scales.min() < 1 / LARGEST_SCALE:
@@ -91,25 +97,30 @@ def affine_between(
             scales.min(),
             scales.max(),
         )
-        return affine_between(reference, target, "rigid", spacing_mm)
+        return affine_between(reference, target, "rigid", spacing_mm, seen)
     return matrix
 
 
 def _best_rigid(
-    fixed: sitk.Image, moving: sitk.Image, starts: Sequence[sitk.Transform], spacing_mm: float
+    fixed: sitk.Image, moving: sitk.Image, starts: Sequence[sitk.Transform], spacing_mm: float, seen: Seen
 ) -> list[sitk.Transform]:
     """The best of short rigid fits, if any finds an overlap."""
-    results = [_register(fixed, moving, start, shrink=(4, 2), spacing_mm=spacing_mm) for start in starts]
+    results = [_register(fixed, moving, start, (4, 2), spacing_mm, seen) for start in starts]
     found = [result for result in results if result is not None]
     return [min(found, key=lambda result: result[1])[0]] if found else []
 
 
 def _register(
-    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, shrink: tuple[int, ...], spacing_mm: float
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    start: sitk.Transform,
+    shrink: tuple[int, ...],
+    spacing_mm: float,
+    seen: Seen = (None, None),
 ) -> tuple[sitk.Transform, float] | None:
     """The transform after a fit from `start`, or that if it is better, and its metric; None without overlap."""
     transform = type(start)(start)
-    method = _correlation(transform)
+    method = _correlation(transform, seen)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.25, seed=1)  # without a seed ITK takes the clock's
     # ITK's own gradients are of smoother images than the metric: on thick slices they lead away from the truth.
@@ -125,17 +136,22 @@ def _register(
         with quiet_itk():  # a page for every step that leaves the image
             method.Execute(fixed, moving)
             # Of all voxels at full resolution: on a coarse level a fit may run away from where it was.
-            found, before = (_correlation(one).MetricEvaluate(fixed, moving) for one in (transform, start))
+            found, before = (_correlation(one, seen).MetricEvaluate(fixed, moving) for one in (transform, start))
     except RuntimeError:  # ITK: all samples outside the moving image
         return None
     return (transform, found) if found < before else (type(start)(start), before)
 
 
-def _correlation(transform: sitk.Transform) -> sitk.ImageRegistrationMethod:
+def _correlation(transform: sitk.Transform, seen: Seen) -> sitk.ImageRegistrationMethod:
     """The metric, lower is better, and what is moved by it."""
+    fixed_seen, moving_seen = seen
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)  # sums in a fixed order: the same result on every run
     method.SetMetricAsCorrelation()
+    if fixed_seen is not None:
+        method.SetMetricFixedMask(fixed_seen)
+    if moving_seen is not None:
+        method.SetMetricMovingMask(moving_seen)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetInitialTransform(transform, inPlace=True)
     return method

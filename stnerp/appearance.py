@@ -29,7 +29,7 @@ from stnerp.def_net import DefNet, def_net_of
 from stnerp.device import device_of
 from stnerp.errors import FitError
 from stnerp.geometry import Grid, apply_affine, random_slabs
-from stnerp.preprocess import normalised, on_grid
+from stnerp.preprocess import compared, normalised, on_grid
 from stnerp.presets import FLOW, DefNetSettings, Level, def_net_settings_of
 from stnerp.ref_net import cosine, require_finite
 from stnerp.region import around, faded
@@ -299,14 +299,16 @@ def _moving(
     And which of the level's voxels it reaches; None: all.
     """
     image = series.images[index]
+    values, seen = compared(image, series.window)
     values, covered = on_grid(
-        normalised(image, series.window),
+        values,
         Grid.of(image),
         level.voxels(grid, refine=2),
         alignments[index],
         level.aliasing_sigma_mm(grid, Grid.of(image)),
         device,
         splines=True,
+        seen=seen,
     )
     fine = torch.from_numpy(values).to(device, torch.float32)[None, None]
     if covered.all():

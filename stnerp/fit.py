@@ -29,11 +29,12 @@ from stnerp.baselines.pair import PairRegistration
 from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
+from stnerp.field_of_view import round_view
 from stnerp.geometry import Grid, Triple, affine_points, apply_affine, homogeneous, random_slabs
 from stnerp.guidance import Guide, guides_of
 from stnerp.memory import def_net_bytes, flow_bytes, require_memory
 from stnerp.model import STNeRP
-from stnerp.preprocess import normalised, on_grid, thinner_sigma_mm
+from stnerp.preprocess import compared, covered_on, normalised, on_grid, thinner_sigma_mm
 from stnerp.presets import FLOW, DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
 from stnerp.region import box_around, patient_points
@@ -215,11 +216,18 @@ def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
     matrices = [np.eye(4)] * len(series)
     if kind == "none":
         return np.stack(matrices)
-    reference = series.grid.image(normalised(series.reference_image, series.window))
+    reference, reference_seen = _masked(series, series.reference)
     for i in series.targets:
-        target = Grid.of(series.images[i]).image(normalised(series.images[i], series.window))
-        matrices[i] = affine_between(reference, target, kind)
+        target, target_seen = _masked(series, i)
+        matrices[i] = affine_between(reference, target, kind, seen=(reference_seen, target_seen))
     return np.stack(matrices)
+
+
+def _masked(series: Series, index: int) -> tuple[sitk.Image, sitk.Image | None]:
+    """An image as it is compared, and a mask of what of it was seen; None: all."""
+    values, seen = compared(series.images[index], series.window)
+    grid = Grid.of(series.images[index])
+    return grid.image(values), None if seen is None else grid.image(seen.astype(np.uint8))
 
 
 def _optimise(
@@ -310,8 +318,11 @@ def fitted_images(series: Series, settings: DefNetSettings) -> list[int]:
 def _pulled_reference(ref_net: RefNet | None, series: Series, settings: DefNetSettings) -> np.ndarray | RefNet:
     """What is pulled back: the scan's voxels (z, y, x), Ref-Net's, or Ref-Net itself."""
     if ref_net is None:
-        return normalised(series.reference_image, series.window)
-    return ref_net if settings.reference == "network" else ref_net.render()
+        return compared(series.reference_image, series.window)[0]
+    if settings.reference == "network":
+        return ref_net
+    view = round_view(series.reference_image)
+    return ref_net.render() if view is None else view.continued(ref_net.render())
 
 
 def _chosen_times(targets: list[int], level: Level, draw: np.random.Generator) -> list[int]:
@@ -381,16 +392,20 @@ class _Level:
         self.overlap = max(2, radius)  # of slabs: each window lies whole in one
         # Coarse levels look for motion everywhere, in faint tissue too; on the last one edges say more than noise.
         contrast = settings.contrast if level is settings.levels[-1] else 0.0
+        view = round_view(series.reference_image)
+        seen = None if view is None else covered_on(series.grid, self.voxels, seen=view.seen(series.grid.shape))
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             image, own = series.images[i], Grid.of(series.images[i])
             # Of two slice thicknesses both get the larger one: this image now, the reference after it is moved.
             sigma_mm = level.aliasing_sigma_mm(grid, own)
             moved_voxels = np.divide(thinner_sigma_mm(grid, own), self.voxels.spacing_mm)[::-1]
-            values = normalised(image, series.window)
+            values, shown = compared(image, series.window)
             if own.is_close(series.grid) and np.allclose(alignments[i], np.eye(4)):
                 values, own = values[part], grid
-            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device, splines=True)
+                shown = None if shown is None else shown[part]
+            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device, True, shown)
+            covered = covered if seen is None else covered & seen
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), sigma)
             measure = _similarity(settings, fixed, weight, self.voxels, contrast)

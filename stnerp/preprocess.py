@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from stnerp.field_of_view import round_view
 from stnerp.geometry import Grid, Triple, affine_transform
 from stnerp.warp import NARROW, interpolation_matrix, placed, without_dust
 from stnerp.window import Window
@@ -22,6 +23,12 @@ def normalised(image: sitk.Image, window: Window) -> np.ndarray:
     return window.normalise(sitk.GetArrayViewFromImage(image))
 
 
+def compared(image: sitk.Image, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+    """`normalised`, continued beyond a round field of view; and which voxels (z, y, x) were seen, None: all."""
+    values, view = normalised(image, window), round_view(image)
+    return (values, None) if view is None else (view.continued(values), view.seen(values.shape))
+
+
 def on_grid(
     array: np.ndarray,
     grid: Grid,
@@ -30,6 +37,7 @@ def on_grid(
     sigma_mm: float | Triple = 0.0,
     device: torch.device | str = "cpu",
     splines: bool = False,
+    seen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan smoothed, moved and resampled onto another grid, in world space.
 
@@ -45,6 +53,7 @@ def on_grid(
         sigma_mm: width of a Gaussian that is applied first, against aliasing; three: along the scan's x, y and z.
         device: where that is computed.
         splines: read by cubic splines between voxels of another grid, too, as if it were moved.
+        seen: (z, y, x) on `grid`, where the scan has something to say (`compared`); None: everywhere.
 
     Returns:
         The values (z, y, x) on `to`, float32, and whether the scan covers each voxel (bool).
@@ -55,21 +64,38 @@ def on_grid(
     whole = torch.from_numpy(array).to(device)
     smooth = gaussian_resize(whole, coarse.shape, grid.spacing_mm, sigmas_mm).cpu().numpy()
     moved = to_image is not None and not np.allclose(to_image, np.eye(4))
-    if not moved and coarse.is_close(to):
+    at_voxels = not moved and coarse.is_close(to)
+    if at_voxels and seen is None:
         return smooth, np.ones(to.shape, dtype=bool)
-    transform = affine_transform(to_image if moved and to_image is not None else np.eye(4))
+    covered = covered_on(grid, to, to_image, seen)
+    if at_voxels:
+        return smooth, covered
+    resampler = _resampler(to, to_image)
+    if (moved or splines) and any(s < EVEN_NOISE * h for s, h in zip(sigmas_mm, coarse.spacing_mm, strict=True)):
+        resampler.SetInterpolator(cubic_interpolator(coarse))
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
+
+
+def covered_on(
+    grid: Grid, to: Grid, to_image: np.ndarray | None = None, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Whether a scan on `grid` covers each voxel (z, y, x) of another grid, bool; arguments as of `on_grid`."""
+    there = np.ones(grid.shape, np.uint8) if seen is None else seen.astype(np.uint8)
+    covered: np.ndarray = sitk.GetArrayFromImage(_resampler(to, to_image).Execute(grid.image(there))) > 0
+    return covered
+
+
+def _resampler(to: Grid, to_image: np.ndarray | None) -> sitk.ResampleImageFilter:
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize(to.size)
     resampler.SetOutputSpacing(to.spacing_mm)
     resampler.SetOutputOrigin(to.origin_mm)
     resampler.SetOutputDirection(to.direction)
-    resampler.SetTransform(transform)
+    if to_image is not None and not np.allclose(to_image, np.eye(4)):
+        resampler.SetTransform(affine_transform(to_image))
     resampler.SetInterpolator(sitk.sitkLinear)
-    covered = sitk.GetArrayFromImage(resampler.Execute(grid.image(np.ones(grid.shape, np.uint8)))) > 0
-    if (moved or splines) and any(s < EVEN_NOISE * h for s, h in zip(sigmas_mm, coarse.spacing_mm, strict=True)):
-        resampler.SetInterpolator(cubic_interpolator(coarse))
-    resampler.SetUseNearestNeighborExtrapolator(True)
-    return sitk.GetArrayFromImage(resampler.Execute(coarse.image(smooth))), covered
+    return resampler
 
 
 def cubic_interpolator(grid: Grid) -> int:
