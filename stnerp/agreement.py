@@ -20,7 +20,7 @@ from scipy.ndimage import uniform_filter
 from stnerp.alignment import affine_at
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.model import STNeRP
-from stnerp.preprocess import compared, normalised, on_grid
+from stnerp.preprocess import compared, on_grid
 from stnerp.series import Series
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -120,7 +120,7 @@ class Agreement:
         difference: |moved − scan| in units of the intensity window, [0, 1]; NaN likewise.
         structure: where there is something to compare.
         misplaced: where another place would agree better.
-        covered_percent: part of the scan's structure that lies within the moved reference.
+        covered_percent: part of the scan's structure that lies within what the moved reference saw.
     """
 
     grid: Grid
@@ -148,13 +148,15 @@ class Agreement:
         }
 
 
-def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray | None = None) -> Agreement:
+def agreement(
+    model: STNeRP, scan: sitk.Image, t: float, reference: tuple[np.ndarray, np.ndarray] | None = None
+) -> Agreement:
     """How a scan of time t, fitted or not, agrees with the model's reference moved to t.
 
     Args:
         reference: as `smooth_reference` draws it; None: drawn here.
     """
-    reference = smooth_reference(model) if reference is None else reference
+    values, has_seen = smooth_reference(model) if reference is None else reference
     grid = working_grid(Grid.of(scan))
     points_mm = grid.points_world()
     moved_mm = model.map_points(points_mm, t)
@@ -162,7 +164,11 @@ def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray |
 
     fixed = windows_of(scan, model.window, grid)
     moved, still = (
-        Windows.of(_read(reference, model.grid, there_mm), grid, model.grid.contains(there_mm))
+        Windows.of(
+            _read(values, model.grid, there_mm),
+            grid,
+            model.grid.contains(there_mm) & (_read(has_seen, model.grid, there_mm) > 0.5),
+        )
         for there_mm in (moved_mm, still_mm)
     )
     seen, shown = fixed.structure() & fixed.whole, moved.structure()
@@ -184,11 +190,15 @@ def agreement(model: STNeRP, scan: sitk.Image, t: float, reference: np.ndarray |
     )
 
 
-def smooth_reference(model: STNeRP) -> np.ndarray:
-    """The model's reference in [0, 1], smoothed as scans are before they are compared, (z, y, x) over its grid."""
-    shown = normalised(model.image(model.reference_time), model.window)
+def smooth_reference(model: STNeRP) -> tuple[np.ndarray, np.ndarray]:
+    """The model's reference in [0, 1], smoothed as scans are before they are compared, (z, y, x) over its grid.
+
+    And how much of each of these voxels was seen, [0, 1].
+    """
+    shown, seen = compared(model.image(model.reference_time), model.window)
     fine = model.grid.with_spacing(_at_least(model.grid, WORK_MM / 2))
-    return on_grid(shown, model.grid, fine, sigma_mm=WORK_MM / 2)[0]
+    values, covered = on_grid(shown, model.grid, fine, sigma_mm=WORK_MM / 2, seen=seen)
+    return values, covered.astype(np.float32)
 
 
 # -- the scans among themselves

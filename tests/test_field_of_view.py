@@ -9,7 +9,7 @@ from conftest import DIRECTIONS, make_grid
 from scipy.ndimage import gaussian_filter
 
 from stnerp import Series, fit, fit_deformation, load_series, preprocess
-from stnerp.agreement import windows_of, working_grid
+from stnerp.agreement import agreement, windows_of, working_grid
 from stnerp.field_of_view import EDGE, RoundView, round_view
 from stnerp.geometry import Grid, apply_affine
 from stnerp.phantom import Phantom
@@ -162,6 +162,25 @@ def test_trust_looks_at_what_was_seen() -> None:
     away_mm = np.linalg.norm((grid.points_world() - GRID.centre_mm)[..., :2], axis=-1)
     assert not windows.inside[away_mm > 35.0].any()
     assert windows.whole.any()
+
+
+@pytest.mark.parametrize("cut_one", [0, 1], ids=["reference", "scan"])
+def test_what_one_of_two_did_not_see_says_nothing_about_a_fit(
+    cut_one: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [GRID.image(tissue(GRID)), GRID.image(tissue(GRID))]
+    scans[cut_one] = GRID.image(cut(tissue(GRID), GRID, 35.0))
+    series = load_series(scans, window=(-1000, 500))
+    still = fit_deformation(
+        series, align="none", levels=[(15, 30, 1, None, 1e-12)], detail_mm=None, progress=False
+    )
+    found = agreement(still, scans[1], 1.0)
+    away_mm = np.linalg.norm((found.grid.points_world() - GRID.centre_mm)[..., :2], axis=-1)
+    assert found.structure.any()
+    assert not found.structure[away_mm > 35.0].any()
+    assert found.measures()["correlation"] > 0.999
+    monkeypatch.setattr(preprocess, "round_view", lambda image: None)
+    assert agreement(still, scans[1], 1.0).measures()["correlation"] < 0.9
 
 
 # -- a fit
