@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from conftest import DIRECTIONS, make_grid
 from scipy.ndimage import gaussian_filter
 
-from stnerp import Series, fit, fit_deformation, load_series, preprocess
+from stnerp import Series, fit, fit_deformation, load_series, monitor, preprocess
 from stnerp.agreement import agreement, windows_of, working_grid
 from stnerp.field_of_view import EDGE, RoundView, round_view
 from stnerp.geometry import Grid, apply_affine
@@ -162,6 +162,16 @@ def test_trust_looks_at_what_was_seen() -> None:
     away_mm = np.linalg.norm((grid.points_world() - GRID.centre_mm)[..., :2], axis=-1)
     assert not windows.inside[away_mm > 35.0].any()
     assert windows.whole.any()
+
+
+def test_brightness_is_read_where_it_was_seen() -> None:
+    array = tissue(GRID)
+    points_mm = GRID.points_world().reshape(-1, 3)
+    read = monitor._read(GRID.image(cut(array, GRID, 35.0)), points_mm).reshape(GRID.shape)
+    away_mm = np.broadcast_to(distance_mm(GRID), GRID.shape)
+    assert np.isnan(read[away_mm > 35.0]).all()
+    inner = away_mm < 35.0 - (EDGE + 1) * 1.5
+    np.testing.assert_allclose(read[inner], array[inner], atol=1e-2)
 
 
 @pytest.mark.parametrize("cut_one", [0, 1], ids=["reference", "scan"])
