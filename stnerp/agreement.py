@@ -18,9 +18,10 @@ import torch
 from scipy.ndimage import uniform_filter
 
 from stnerp.alignment import affine_at
+from stnerp.field_of_view import round_view
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.model import STNeRP
-from stnerp.preprocess import compared, on_grid
+from stnerp.preprocess import compared, normalised, on_grid
 from stnerp.series import Series
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -190,12 +191,20 @@ def agreement(
     )
 
 
-def smooth_reference(model: STNeRP) -> tuple[np.ndarray, np.ndarray]:
+def smooth_reference(model: STNeRP, scan: sitk.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The model's reference in [0, 1], smoothed as scans are before they are compared, (z, y, x) over its grid.
 
-    And how much of each of these voxels was seen, [0, 1].
+    Args:
+        scan: the reference image, which says better than its picture where its field of view ends.
+
+    Returns:
+        The values, and how much of each of these voxels was seen, [0, 1].
     """
-    shown, seen = compared(model.image(model.reference_time), model.window)
+    drawn = model.image(model.reference_time)
+    view = round_view(drawn if scan is None else scan)
+    shown, seen = normalised(drawn, model.window), None
+    if view is not None:
+        shown, seen = view.continued(shown), view.seen(shown.shape)
     fine = model.grid.with_spacing(_at_least(model.grid, WORK_MM / 2))
     values, covered = on_grid(shown, model.grid, fine, sigma_mm=WORK_MM / 2, seen=seen)
     return values, covered.astype(np.float32)

@@ -74,6 +74,14 @@ def affine_between(
     ]
     # As they are, images find each other from farther away; normalised, they say best where they lie.
     starts += _best_rigid(*as_they_are, starts, spacing_mm, seen)
+    if seen != (None, None):
+        # The edge of what was seen, with black around, leads from farther away than what it holds.
+        fixed_cut, moving_cut = (
+            _coarse(image if mask is None else sitk.Mask(image, mask), spacing_mm)
+            for image, mask in zip((reference, target), seen, strict=True)
+        )
+        starts += _initial(fixed_cut, moving_cut, sitk.CenteredTransformInitializerFilter.MOMENTS)
+        starts += _best_rigid(fixed_cut, moving_cut, starts, spacing_mm, (None, None))
     found = _best_rigid(fixed, moving, starts, spacing_mm, seen)
     if not found:
         raise FitError(
@@ -102,7 +110,11 @@ def affine_between(
 
 
 def _best_rigid(
-    fixed: sitk.Image, moving: sitk.Image, starts: Sequence[sitk.Transform], spacing_mm: float, seen: Seen
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    starts: Sequence[sitk.Transform],
+    spacing_mm: float,
+    seen: Seen,
 ) -> list[sitk.Transform]:
     """The best of short rigid fits, if any finds an overlap."""
     results = [_register(fixed, moving, start, (4, 2), spacing_mm, seen) for start in starts]

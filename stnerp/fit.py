@@ -127,6 +127,7 @@ def fit_deformation(
         start_random_numbers(seed)
         aligned = fit.kept("alignments", lambda: {"matrices": torch.from_numpy(_alignments(series, align))})
         alignments = aligned["matrices"].numpy()
+        _require_common(series, alignments)
         region = box_around(patient, series.grid, alignments)
         if region != series.grid:
             share = 100 * region.voxels / series.grid.voxels
@@ -221,6 +222,25 @@ def _alignments(series: Series, kind: Kind | Literal["auto"]) -> np.ndarray:
         target, target_seen = _masked(series, i)
         matrices[i] = affine_between(reference, target, kind, seen=(reference_seen, target_seen))
     return np.stack(matrices)
+
+
+def _require_common(series: Series, alignments: np.ndarray) -> None:
+    """Raises FitError for an image that saw nothing of what the reference saw, in round fields of view."""
+    views = [round_view(image) for image in series.images]
+    if not any(views):
+        return
+    seen = [
+        covered_on(
+            Grid.of(image), series.grid, alignment, None if view is None else view.seen(Grid.of(image).shape)
+        )
+        for image, alignment, view in zip(series.images, alignments, views, strict=True)
+    ]
+    for i in series.targets:
+        if not (seen[i] & seen[series.reference]).any():
+            raise FitError(
+                f"{series.names[i]}: its round field of view and what the reference, "
+                f"{series.names[series.reference]}, shows have nothing in common after pre-alignment; leave it out"
+            )
 
 
 def _masked(series: Series, index: int) -> tuple[sitk.Image, sitk.Image | None]:

@@ -109,7 +109,7 @@ def landmark_guide(
 ) -> Guide:
     """How far landmarks of image i, once moved, are from the reference's: mean robust distance, mm.
 
-    Those beyond either field of view don't count: no image says how tissue moves there.
+    Those beyond either image don't count: nothing says how tissue moves there.
 
     Raises:
         InputError: none lies within both.

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp.errors import InputError
-from stnerp.field_of_view import round_view
+from stnerp.field_of_view import saw
 from stnerp.geometry import Grid
 from stnerp.io.image import to_labels
 from stnerp.labels import carried_labels
@@ -217,11 +217,7 @@ def _by_axis(name: str, vector_mm: np.ndarray) -> Row:
 
 def _read(image: sitk.Image, points_mm: np.ndarray) -> np.ndarray:
     """An image, read linearly at points (N, 3), (N,); NaN outside it and outside its round field of view."""
-    grid, view = Grid.of(image), round_view(image)
+    cube = torch.from_numpy(Grid.of(image).world_to_cube(points_mm))
     voxels = torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32))
-    values = sample(voxels[None, None], torch.from_numpy(grid.world_to_cube(points_mm))[None])[0, 0]
-    inside = grid.contains(points_mm)
-    if view is not None:
-        x, y, z = np.rint(grid.world_to_index(points_mm[inside])).astype(int).T
-        inside[inside] = view.seen(grid.shape)[z, y, x]
-    return np.where(inside, values.double().numpy(), np.nan)
+    values = sample(voxels[None, None], cube[None])[0, 0]
+    return np.where(saw(image, points_mm), values.double().numpy(), np.nan)

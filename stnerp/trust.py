@@ -41,6 +41,7 @@ from stnerp.agreement import (
 )
 from stnerp.alignment import affine_at
 from stnerp.errors import InputError
+from stnerp.field_of_view import saw
 from stnerp.fit import fit_deformation
 from stnerp.geometry import Grid, apply_affine, slabs
 from stnerp.model import STNeRP
@@ -265,18 +266,19 @@ class _Judge:
         self, model: STNeRP, series: Series, fits: Sequence[STNeRP], roi: sitk.Image | None, limits: Limits
     ) -> None:
         self.model, self.series, self.fits, self.limits = model, series, fits, limits
-        self.reference = smooth_reference(model)
+        self.reference = smooth_reference(model, series.reference_image)
         self.roi = roi is not None
         if roi is not None:
             check_roi(roi, model.grid, "roi")
             points_mm, voxel_ml = label_points(roi), math.prod(roi.GetSpacing()) / 1000
         else:
             grid = working_grid(series.grid)
-            structure = windows_of(series.reference_image, series.window, grid).structure()
+            windows = windows_of(series.reference_image, series.window, grid)
+            structure = windows.structure() & windows.inside
             if not structure.any():  # nothing to compare, which the scans' findings say
                 structure = np.ones_like(structure)
             points_mm, voxel_ml = grid.points_world()[structure], math.prod(grid.spacing_mm) / 1000
-        self.unseen_percent = 100 * float((~model.grid.contains(points_mm)).mean())
+        self.unseen_percent = 100 * float((~saw(series.reference_image, points_mm)).mean())
         step = len(points_mm) // MOST_POINTS | 1
         self.points_mm, self.point_ml = points_mm[::step], step * voxel_ml
         alignments = np.stack([self.alignment(t) for t in series.times])
@@ -345,7 +347,7 @@ class _Judge:
         outside = 0.0
         if self.roi:
             there_mm = self.model.map_points(self.points_mm, t, inverse=True)
-            outside = 100 * float((~Grid.of(scan).contains(there_mm)).mean())
+            outside = 100 * float((~saw(scan, there_mm)).mean())
             near = _near(found.grid, there_mm)
         measures = found.measures(near) | {"covered_percent": found.covered_percent}
         if outside > limits.outside_percent:

@@ -9,8 +9,10 @@ from conftest import DIRECTIONS, make_grid
 from scipy.ndimage import gaussian_filter
 
 from stnerp import Series, fit, fit_deformation, load_series, monitor, preprocess
+from stnerp import agreement as agreement_module
 from stnerp.agreement import agreement, windows_of, working_grid
-from stnerp.field_of_view import EDGE, RoundView, round_view
+from stnerp.errors import FitError
+from stnerp.field_of_view import EDGE, RoundView, round_view, saw
 from stnerp.geometry import Grid, apply_affine
 from stnerp.phantom import Phantom
 from stnerp.preprocess import compared, covered_on, on_grid
@@ -89,10 +91,45 @@ def ball(sigma: float) -> np.ndarray:
     return np.asarray(np.where(away_mm < 17, 40 + noise, PADDING))
 
 
+def test_damaged_pixels_and_text_in_the_padding() -> None:
+    array = cut(tissue(GRID), GRID, 35.0)
+    array[4, 3, 5], array[:, 50:53, 2:5] = 100, 3000
+    clean, damaged = (round_view(GRID.image(one)) for one in (cut(tissue(GRID), GRID, 35.0), array))
+    assert clean is not None
+    assert damaged is not None
+    np.testing.assert_array_equal(damaged.circle, clean.circle)
+
+
+def test_padding_of_the_value_that_air_is_clipped_to() -> None:
+    """Half of the air on the rim is then as the padding; a first and a second look must agree."""
+    for seed in range(4):
+        noise = np.random.default_rng(seed).normal(0, 20, GRID.shape)
+        air_in_front = np.where(np.arange(56)[:, None] < 20, PADDING, tissue(GRID, seed)) + noise
+        array = np.maximum(PADDING, np.rint(air_in_front)).astype(np.float32)
+        assert round_view(GRID.image(cut(array, GRID, 35.0))) is not None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float64])
+def test_any_kind_of_voxel(dtype: type) -> None:
+    array = np.rint(cut((tissue(GRID) + 1000) / 10, GRID, 35.0, padding=0)).astype(dtype)
+    assert round_view(GRID.image(array)) is not None
+
+
+def cylinder(axes: tuple[float, float], noise: float, grid: Grid) -> np.ndarray:
+    """A masked thing with an elliptic section, even but for noise, in zeros."""
+    y, x = ((np.arange(n) - (n - 1) / 2) / a for n, a in zip(grid.shape[1:], axes, strict=True))
+    values = 100 + np.random.default_rng(2).normal(0, noise, grid.shape)
+    return np.asarray(np.where(np.hypot(y[:, None], x) < 1, values, 0.0))
+
+
 @pytest.mark.parametrize(
     "array",
     [
         tissue(GRID),
+        cylinder((20, 20), 6.0, GRID),
+        cylinder((22, 20), 3.0, GRID),
+        np.pad(np.random.default_rng(3).normal(100, 5, (12, 26, 30)), ((0, 0), (15, 15), (17, 17))),
+        np.where(np.broadcast_to(np.abs(distance_mm(GRID) - 28) < 1, GRID.shape), 40, PADDING),
         np.maximum(-1000, tissue(GRID) - 500),  # air clipped at -1000, somewhere in the corners too
         cut(tissue(GRID), GRID, 100.0),  # a circle around the image
         cut(np.full(GRID.shape, 40.0), GRID, 35.0),  # a cylinder of water in air without noise
@@ -105,6 +142,10 @@ def ball(sigma: float) -> np.ndarray:
     ],
     ids=[
         "unpadded",
+        "noisy cylinder",
+        "noisy ellipse",
+        "noisy brick",
+        "empty tube",
         "clipped",
         "outside",
         "cylinder",
@@ -165,13 +206,20 @@ def test_trust_looks_at_what_was_seen() -> None:
 
 
 def test_brightness_is_read_where_it_was_seen() -> None:
-    array = tissue(GRID)
-    points_mm = GRID.points_world().reshape(-1, 3)
-    read = monitor._read(GRID.image(cut(array, GRID, 35.0)), points_mm).reshape(GRID.shape)
-    away_mm = np.broadcast_to(distance_mm(GRID), GRID.shape)
-    assert np.isnan(read[away_mm > 35.0]).all()
-    inner = away_mm < 35.0 - (EDGE + 1) * 1.5
-    np.testing.assert_allclose(read[inner], array[inner], atol=1e-2)
+    array = cut(tissue(GRID), GRID, 35.0)
+    array[-2:] = PADDING
+    whole, padded = GRID.image(tissue(GRID)), GRID.image(array)
+    # Also half a voxel beyond the last one, and between slices.
+    grid = GRID.with_spacing((1.5, 1.5, 0.9)).padded((0, 0, 1))
+    points_mm = grid.points_world()
+    read = monitor._read(padded, points_mm.reshape(-1, 3)).reshape(grid.shape)
+    away_mm, z_mm = np.broadcast_to(distance_mm(grid), grid.shape), points_mm[..., 2]
+    assert np.isnan(read[(away_mm > 35.0) | (z_mm > 9 * 3.0 + 0.01)]).all()
+    inner = (away_mm < 35.0 - (EDGE + 1) * 1.5) & (z_mm < 9 * 3.0) & (z_mm >= 0)
+    expected = monitor._read(whole, points_mm.reshape(-1, 3)).reshape(grid.shape)
+    np.testing.assert_allclose(read[inner], expected[inner], atol=1e-2)
+    np.testing.assert_array_equal(saw(padded, points_mm), np.isfinite(read))
+    np.testing.assert_array_equal(saw(whole, points_mm), GRID.contains(points_mm))
 
 
 @pytest.mark.parametrize("cut_one", [0, 1], ids=["reference", "scan"])
@@ -189,11 +237,18 @@ def test_what_one_of_two_did_not_see_says_nothing_about_a_fit(
     assert found.structure.any()
     assert not found.structure[away_mm > 35.0].any()
     assert found.measures()["correlation"] > 0.999
-    monkeypatch.setattr(preprocess, "round_view", lambda image: None)
+    for module in (preprocess, agreement_module):
+        monkeypatch.setattr(module, "round_view", lambda image: None)
     assert agreement(still, scans[1], 1.0).measures()["correlation"] < 0.9
 
 
 # -- a fit
+
+
+def test_nothing_in_common_is_told() -> None:
+    scans = [GRID.image(cut(tissue(GRID), GRID, 20.0, (0.0, at_mm))) for at_mm in (-22.0, 22.0)]
+    with pytest.raises(FitError, match=r"image 1: its round field of view .* nothing in common"):
+        fit_deformation(load_series(scans), align="none", progress=False)
 
 
 def cut_breath(phantom: Phantom, cut_reference: bool, cut_target: bool) -> Series:

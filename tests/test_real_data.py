@@ -18,7 +18,7 @@ from stnerp.geometry import apply_affine
 from stnerp.io.image import read_image
 from stnerp.metrics import folding, ncc, tre_mm
 from stnerp.phantom import patient_in
-from stnerp.preprocess import normalised
+from stnerp.preprocess import compared, normalised
 from stnerp.window import Window
 
 DATA = Path(os.environ.get("STNERP_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -80,3 +80,29 @@ def test_a_patient_who_lies_elsewhere_on_the_couch() -> None:
     for kind in ("rigid", "affine"):
         found_mm = apply_affine(affine_between(reference, target, kind), body_mm)  # type: ignore[arg-type]
         assert tre_mm(found_mm, body_mm + shift_mm).mean() < 1
+
+
+@pytest.mark.parametrize(("radius_mm", "shift_mm"), [(80, (50.0, 0.0, 0.0)), (100, (30.0, 20.0, -50.0))])
+def test_a_small_round_field_of_view_far_from_where_it_belongs(
+    radius_mm: float, shift_mm: tuple[float, float, float]
+) -> None:
+    """A cone beam CT of a moved patient. By what is in the circle alone the second is not found, 92 mm off."""
+    scan = sitk.Cast(read_image(DATA / "chest_ct" / "ct.nii.gz"), sitk.sitkFloat32)
+    grid = Grid.of(scan).with_spacing((3.0, 3.0, 3.0))
+    place = (grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin_mm, grid.spacing_mm, grid.direction)
+    scan = sitk.Resample(sitk.SmoothingRecursiveGaussian(scan, 1.2), *place, -1000.0)
+    turned = sitk.Euler3DTransform(grid.centre_mm.tolist(), 0.0, 0.0, np.deg2rad(3), shift_mm)
+    moved = sitk.GetArrayFromImage(sitk.Resample(scan, scan, turned, sitk.sitkLinear, -1000.0))
+    y, x = ((np.arange(n) - (n - 1) / 2) * 3.0 for n in grid.shape[1:])
+    away_mm = np.hypot(y[:, None], x)
+    moved += 30 * np.random.default_rng(0).standard_normal(grid.shape)
+    moved[:, away_mm > radius_mm] = -1024
+    window = Window(-1000, 500)
+    values, seen = compared(grid.image(np.rint(moved).astype(np.int16)), window)
+    assert seen is not None
+    reference = grid.image(window.normalise(sitk.GetArrayFromImage(scan)))
+    masks = None, grid.image(seen.astype(np.uint8))
+    found = affine_between(reference, grid.image(values), "rigid", seen=masks)
+    target_mm = grid.points_world()[::8, away_mm < radius_mm][:, ::8].reshape(-1, 3)
+    reference_mm = np.array([turned.TransformPoint(point) for point in target_mm.tolist()])
+    assert tre_mm(apply_affine(np.linalg.inv(found), target_mm), reference_mm).mean() < 0.5
