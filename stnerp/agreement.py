@@ -18,10 +18,9 @@ import torch
 from scipy.ndimage import uniform_filter
 
 from stnerp.alignment import affine_at
-from stnerp.field_of_view import round_view
 from stnerp.geometry import Grid, Triple, apply_affine
 from stnerp.model import STNeRP
-from stnerp.preprocess import compared, normalised, on_grid
+from stnerp.preprocess import compared, on_grid
 from stnerp.series import Series
 from stnerp.warp import sample
 from stnerp.window import Window
@@ -150,7 +149,7 @@ class Agreement:
 
 
 def agreement(
-    model: STNeRP, scan: sitk.Image, t: float, reference: tuple[np.ndarray, np.ndarray] | None = None
+    model: STNeRP, scan: sitk.Image, t: float, reference: tuple[np.ndarray, np.ndarray | None] | None = None
 ) -> Agreement:
     """How a scan of time t, fitted or not, agrees with the model's reference moved to t.
 
@@ -165,12 +164,7 @@ def agreement(
 
     fixed = windows_of(scan, model.window, grid)
     moved, still = (
-        Windows.of(
-            _read(values, model.grid, there_mm),
-            grid,
-            model.grid.contains(there_mm) & (_read(has_seen, model.grid, there_mm) > 0.5),
-        )
-        for there_mm in (moved_mm, still_mm)
+        _reference_at(there_mm, grid, values, has_seen, model.grid) for there_mm in (moved_mm, still_mm)
     )
     seen, shown = fixed.structure() & fixed.whole, moved.structure()
     both = fixed.whole & moved.whole
@@ -191,23 +185,19 @@ def agreement(
     )
 
 
-def smooth_reference(model: STNeRP, scan: sitk.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
+def smooth_reference(model: STNeRP, scan: sitk.Image | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """The model's reference in [0, 1], smoothed as scans are before they are compared, (z, y, x) over its grid.
 
     Args:
         scan: the reference image, which says better than its picture where its field of view ends.
 
     Returns:
-        The values, and how much of each of these voxels was seen, [0, 1].
+        The values, and how much of each of these voxels was seen, [0, 1]; None: all.
     """
-    drawn = model.image(model.reference_time)
-    view = round_view(drawn if scan is None else scan)
-    shown, seen = normalised(drawn, model.window), None
-    if view is not None:
-        shown, seen = view.continued(shown), view.seen(shown.shape)
+    shown, seen = compared(model.image(model.reference_time), model.window, scan)
     fine = model.grid.with_spacing(_at_least(model.grid, WORK_MM / 2))
     values, covered = on_grid(shown, model.grid, fine, sigma_mm=WORK_MM / 2, seen=seen)
-    return values, covered.astype(np.float32)
+    return values, None if seen is None else covered.astype(np.float32)
 
 
 # -- the scans among themselves
@@ -255,6 +245,16 @@ def exchanged(series: Series, alignments: np.ndarray) -> tuple[int, int, float] 
 
 
 # -- parts of the above
+
+
+def _reference_at(
+    points_mm: np.ndarray, grid: Grid, values: np.ndarray, has_seen: np.ndarray | None, own: Grid
+) -> Windows:
+    """The reference, on a grid `own`, at points (z, y, x, 3) that the voxels of `grid` came from."""
+    inside = own.contains(points_mm)
+    if has_seen is not None:
+        inside &= _read(has_seen, own, points_mm) > 0.5
+    return Windows.of(_read(values, own, points_mm), grid, inside)
 
 
 def _read(reference: np.ndarray, grid: Grid, points_mm: np.ndarray) -> np.ndarray:

@@ -23,9 +23,15 @@ def normalised(image: sitk.Image, window: Window) -> np.ndarray:
     return window.normalise(sitk.GetArrayViewFromImage(image))
 
 
-def compared(image: sitk.Image, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
-    """`normalised`, continued beyond a round field of view; and which voxels (z, y, x) were seen, None: all."""
-    values, view = normalised(image, window), round_view(image)
+def compared(
+    image: sitk.Image, window: Window, scan: sitk.Image | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`normalised`, continued beyond a round field of view; and which voxels (z, y, x) were seen, None: all.
+
+    Args:
+        scan: what `image` is a picture of; it says better where its field of view ends. None: the image itself.
+    """
+    values, view = normalised(image, window), round_view(image if scan is None else scan)
     return (values, None) if view is None else (view.continued(values), view.seen(values.shape))
 
 
