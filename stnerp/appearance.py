@@ -230,7 +230,7 @@ def fit_flow(
             voxels, lattice = level.voxels(region), level.lattice(region)
             sigma, velocity_at = level.smoothing(region, settings.smoothing), net.on_lattice(lattice.shape)
             for step in fit.steps(until):
-                (slab,) = random_slabs(voxels.shape, settings.voxels_per_step, 1, draw)
+                (slab,) = random_slabs([voxels.shape], settings.voxels_per_step, draw)
                 optimiser.zero_grad(set_to_none=True)
                 velocity_mm = velocity_at(middles)
                 leaf = velocity_mm.detach().requires_grad_()  # the gaps one after the other, see fit.py

@@ -30,14 +30,14 @@ from stnerp.def_net import DefNet, FactorisedDefNet, def_net_of
 from stnerp.device import device_of, tensor_cores
 from stnerp.errors import FitError, InputError
 from stnerp.field_of_view import round_view
-from stnerp.geometry import Grid, Triple, affine_points, apply_affine, homogeneous, random_slabs
+from stnerp.geometry import Grid, Triple, affine_axes, affine_points, apply_affine, homogeneous, random_slabs
 from stnerp.guidance import Guide, guides_of
 from stnerp.memory import def_net_bytes, flow_bytes, require_memory
 from stnerp.model import STNeRP
-from stnerp.preprocess import compared, covered_on, normalised, on_grid, thinner_sigma_mm
+from stnerp.preprocess import compared, covered_on, normalised, on_grid, thicker_sigma_mm
 from stnerp.presets import FLOW, DefNetSettings, Level, preset_of, with_changes
 from stnerp.ref_net import RefNet, cosine, fingerprint_of
-from stnerp.region import box_around, patient_points
+from stnerp.region import box_around, part_around, patient_points
 from stnerp.replay import Replay, memory_pool, recording
 from stnerp.resume import SECONDS, Progress, State, fingerprint
 from stnerp.seeding import own_random_numbers, start_random_numbers
@@ -52,6 +52,7 @@ from stnerp.watch import EVERY, Watch
 logger = logging.getLogger(__name__)
 
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
+Places = Callable[[slice], torch.Tensor]  # cube points (1, z, y, x, 3) of a slab of slices
 
 
 @own_random_numbers
@@ -357,7 +358,10 @@ class _Target:
     """One time's image at one level: how well a moved reference agrees with it, and what guides its motion."""
 
     time: float
+    voxels: Grid  # that are compared: the image's own, or coarser ones
+    places: Places | None  # where pre-alignment has them in the reference's cube; None: where the level's own are
     similarity: Similarity
+    overlap: int  # of slabs, in slices: each window lies whole in one
     moved_sigma: tuple[float, float, float]  # of the Gaussian that the moved reference passes, voxels (z, y, x)
     guides: Mapping[str, Guide]
     stretch_mm: torch.Tensor | None  # what pre-alignment stretched, as a velocity (1, 3, z, y, x) on the lattice
@@ -397,41 +401,56 @@ class _Level:
         self.given_back: dict[float, torch.Tensor] = {}
         # Both images pass the same Gaussian where they are compared, the reference after it is moved: smoothed
         # before, it would be blurred less where tissue shrinks, and edges would meet in the wrong place.
-        sigma = level.smoothing(grid, settings.smoothing)
+        moved_smoothing = settings.smoothing
         sigma_mm = level.aliasing_sigma_mm(grid, grid)
         if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
             self.reference = partial(_network_values, reference, grid)
-            moved_sigma = level.smoothing(grid, math.hypot(settings.smoothing, sigma_mm[0] / min(grid.spacing_mm)))
+            moved_smoothing = math.hypot(settings.smoothing, sigma_mm[0] / min(grid.spacing_mm))
         else:  # read between its voxels, so it is kept at twice the resolution
             fine, _ = on_grid(
                 reference[part], grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device
             )
             self.reference = partial(sample, _tensor(fine, device))
-            moved_sigma = sigma
-        radius, _, _ = losses.box_radii(self.voxels.shape, self.voxels.spacing_mm, settings.window_mm)
-        self.overlap = max(2, radius)  # of slabs: each window lies whole in one
         # Coarse levels look for motion everywhere, in faint tissue too; on the last one edges say more than noise.
         contrast = settings.contrast if level is settings.levels[-1] else 0.0
         view = round_view(series.reference_image)
-        seen = None if view is None else covered_on(series.grid, self.voxels, seen=view.seen(series.grid.shape))
+        seen = None if view is None else view.seen(series.grid.shape)
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
+            # An image is compared at its own voxels, wherever pre-alignment has them: read between them, it would
+            # be blurred here and not there, and its noise with it.
             image, own = series.images[i], Grid.of(series.images[i])
-            # Of two slice thicknesses both get the larger one: this image now, the reference after it is moved.
-            sigma_mm = level.aliasing_sigma_mm(grid, own)
-            moved_voxels = np.divide(thinner_sigma_mm(grid, own), self.voxels.spacing_mm)[::-1]
+            box = part_around(grid, own, alignments[i])
             values, shown = compared(image, series.window)
-            if own.is_close(series.grid) and np.allclose(alignments[i], np.eye(4)):
-                values, own = values[part], grid
-                shown = None if shown is None else shown[part]
-            target, covered = on_grid(values, own, self.voxels, alignments[i], sigma_mm, device, True, shown)
-            covered = covered if seen is None else covered & seen
+            values, shown = values[box.within(own)], None if shown is None else shown[box.within(own)]
+            back = np.linalg.inv(alignments[i])
+            voxels, places = self.voxels, None
+            if not (box.is_close(grid) and np.allclose(alignments[i], np.eye(4))):
+                voxels = level.voxels_beside(grid, box)
+                places = _places(grid.world_to_cube_matrix @ back @ voxels.index_to_world_matrix, voxels, device)
+            # Of two slice thicknesses both get the larger one: this image now, the reference after it is moved.
+            sigma_mm = level.aliasing_sigma_mm(grid, box)
+            target, covered = on_grid(values, box, voxels, None, sigma_mm, device, True, shown)
+            covered = covered & covered_on(grid, voxels, back)
+            if seen is not None:
+                covered = covered & covered_on(series.grid, voxels, back, seen)
             weight = None if covered.all() else _tensor(covered, device)
-            fixed = smoothed(_tensor(target, device), sigma)
-            measure = _similarity(settings, fixed, weight, self.voxels, contrast)
-            stretch_mm = self._stretch(alignments[i], device)
-            both = tuple(np.hypot(moved_sigma, moved_voxels).tolist())
-            self.targets[i] = _Target(series.times[i], measure, both, guides.get(i, {}), stretch_mm)
+            fixed = smoothed(_tensor(target, device), level.smoothing(grid, settings.smoothing, voxels))
+            moved_sigma = np.hypot(
+                level.smoothing(grid, moved_smoothing, voxels),
+                np.divide(thicker_sigma_mm(box, grid), voxels.spacing_mm)[::-1],
+            )
+            radius, _, _ = losses.box_radii(voxels.shape, voxels.spacing_mm, settings.window_mm)
+            self.targets[i] = _Target(
+                time=series.times[i],
+                voxels=voxels,
+                places=places,
+                similarity=_similarity(settings, fixed, weight, voxels, contrast),
+                overlap=max(2, radius),
+                moved_sigma=tuple(moved_sigma.tolist()),
+                guides=guides.get(i, {}),
+                stretch_mm=self._stretch(alignments[i], device),
+            )
 
     def _stretch(self, alignment: np.ndarray, device: torch.device) -> torch.Tensor | None:
         """What an alignment stretches, as a velocity in axis mm on the lattice; None: nothing penalties feel."""
@@ -472,7 +491,8 @@ class _Level:
         # and the network's own backward pass runs once, on the sum.
         gradient = torch.empty_like(velocity_mm)
         sums: dict[str, torch.Tensor] = {}
-        drawn = random_slabs(self.voxels.shape, self.settings.voxels_per_step, len(targets), draw, self.overlap)
+        shapes, overlaps = [target.voxels.shape for target in targets], [target.overlap for target in targets]
+        drawn = random_slabs(shapes, self.settings.voxels_per_step, draw, overlaps)
         for row, (i, slab) in enumerate(zip(chosen, drawn, strict=True)):
             self.velocity_mm.copy_(velocity_mm[row : row + 1].detach())
             values = self._look(i, slab)
@@ -550,8 +570,9 @@ class _Level:
         }
 
     def _pull_back(self, displacement: torch.Tensor, target: _Target, slab: slice) -> torch.Tensor:
-        """The reference at p + u(p) for the voxels p of a slab of this level, (1, 1, z, y, x)."""
-        return pulled_back(self.reference, displacement, self.voxels.shape, slab, target.moved_sigma)
+        """The reference at p + u(p) for the voxels p of a slab of a target, (1, 1, z, y, x)."""
+        shape, sigma = target.voxels.shape, target.moved_sigma
+        return pulled_back(self.reference, displacement, shape, slab, sigma, target.places)
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]
@@ -572,6 +593,12 @@ def _similarity(
     if weight is None:
         return lambda moved, slab: measure(fixed[:, :, slab], moved)
     return lambda moved, slab: measure(fixed[:, :, slab], moved, weight[:, :, slab])
+
+
+def _places(matrix: np.ndarray, voxels: Grid, device: torch.device) -> Places:
+    """Of slabs of voxels their indices times a (4, 4) matrix, (1, z, y, x, 3), float32."""
+    z, y, x = (axis.float() for axis in affine_axes(matrix, voxels.shape, device))
+    return lambda slab: (z[slab] + y + x)[None]
 
 
 def _network_values(ref_net: RefNet, grid: Grid, points: torch.Tensor) -> torch.Tensor:

@@ -276,12 +276,20 @@ def affine_points(
 
     (z, y, x, 3), float64. What an affine map gives is a sum over the axes, and costs each voxel one addition.
     """
+    z, y, x = affine_axes(matrix, shape, device)
+    return z[slab] + y + x
+
+
+def affine_axes(
+    matrix: np.ndarray, shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three terms whose sum is `affine_points`: (z, 1, 1, 3), (y, 1, 3) and (x, 3), float64."""
     columns = torch.from_numpy(matrix).to(device, torch.float64)[:3].T
     z, y, x = (
         torch.arange(n, device=device, dtype=torch.float64)[:, None] * columns[axis]
         for n, axis in zip(shape, (2, 1, 0), strict=True)
     )
-    return (z[slab, None] + columns[3] + y)[:, :, None] + x
+    return (z + columns[3])[:, None, None], y[:, None], x
 
 
 def slab_slices(shape: tuple[int, int, int]) -> list[slice]:
@@ -308,24 +316,24 @@ def slab_count(shape: tuple[int, int, int], voxels_per_step: int | None) -> int:
 
 
 def random_slabs(
-    shape: tuple[int, int, int],
+    shapes: Sequence[tuple[int, int, int]],
     voxels_per_step: int | None,
-    number: int,
     draw: np.random.Generator,
-    overlap: int = 2,
+    overlaps: Sequence[int] | int = 2,
 ) -> list[slice]:
     """For each of several arrays some of its slices: about so many voxels, one of a few slabs that together hold
     every slice. The arrays take different ones.
 
-    Neighbours overlap by `overlap` slices at both ends: windows that a cut would halve lie whole in one of them.
+    Neighbours overlap by some slices at both ends: windows that a cut would halve lie whole in one of them.
     """
-    slices, count = shape[0], slab_count(shape, voxels_per_step)
-    if count == 1:
-        return [slice(0, slices)] * number
-    chosen = (draw.permutation(number) + draw.integers(count)) % count
+    counts = [slab_count(shape, voxels_per_step) for shape in shapes]
+    if max(counts) == 1:
+        return [slice(0, shape[0]) for shape in shapes]
+    chosen = draw.permutation(len(shapes)) + draw.integers(max(counts))
+    reach = [overlaps] * len(shapes) if isinstance(overlaps, int) else overlaps
     return [
-        slice(max(k * slices // count - overlap, 0), min((k + 1) * slices // count + overlap, slices))
-        for k in chosen.tolist()
+        slice(max(k % n * slices // n - more, 0), min((k % n + 1) * slices // n + more, slices))
+        for k, n, (slices, _, _), more in zip(chosen.tolist(), counts, shapes, reach, strict=True)
     ]
 
 

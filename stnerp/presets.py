@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple, slab_count
-from stnerp.preprocess import thinner_sigma_mm
+from stnerp.preprocess import spacing_along, thinner_sigma_mm
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,17 @@ class Level:
     learning_rate: float | None = None
 
     def voxels(self, grid: Grid, refine: float = 1.0) -> Grid:
-        """The voxels that are compared, never finer than the grid's own; `refine` times as many per axis where the
-        level has a spacing."""
+        """A grid's voxels as they are compared, never finer than its own; `refine` times as many per axis where
+        the level has a spacing."""
         if self.spacing_mm is None:
             return grid
         x, y, z = (max(self.spacing_mm, s) / refine for s in grid.spacing_mm)
+        return grid.with_spacing((x, y, z))
+
+    def voxels_beside(self, reference: Grid, grid: Grid) -> Grid:
+        """The voxels of an image on `grid` as they are compared, never finer than its own nor the reference's."""
+        widest = np.maximum(grid.spacing_mm, spacing_along(grid, reference)).clip(min=self.spacing_mm or 0.0)
+        x, y, z = widest.tolist()
         return grid.with_spacing((x, y, z))
 
     def steps(self, grid: Grid, targets: int, voxels_per_step: int | None) -> int:
@@ -98,9 +106,15 @@ class Level:
         x, y, z = (math.hypot(level_mm, thicker_mm) for thicker_mm in thinner_sigma_mm(image, grid))
         return x, y, z
 
-    def smoothing(self, grid: Grid, smoothing: float) -> tuple[float, float, float]:
-        """σ (z, y, x), in voxels of this level, of the Gaussian that images pass after they are moved."""
-        x, y, z = self.voxels(grid).spacing_mm
+    def smoothing(self, grid: Grid, smoothing: float, compared: Grid | None = None) -> tuple[float, float, float]:
+        """σ (z, y, x), in voxels as they are compared, of the Gaussian that images pass after they are moved.
+
+        Args:
+            grid: the reference's.
+            smoothing: σ in units of its finest spacing.
+            compared: those voxels; None: the reference's own at this level.
+        """
+        x, y, z = (compared or self.voxels(grid)).spacing_mm
         sigma_mm = smoothing * min(grid.spacing_mm)
         return sigma_mm / z, sigma_mm / y, sigma_mm / x
 

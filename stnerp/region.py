@@ -75,6 +75,19 @@ def box_around(points_mm: Sequence[np.ndarray] | None, grid: Grid, alignments: n
     return region if region.voxels < NEARLY_ALL * grid.voxels else grid
 
 
+def part_around(region: Grid, grid: Grid, alignment: np.ndarray) -> Grid:
+    """The part of an image's grid where pre-alignment has a region of the reference; a voxel at least.
+
+    Args:
+        alignment: (4, 4), reference point -> the image's point.
+    """
+    there, beyond = grid.world_to_index(apply_affine(alignment, region.corners_world())), 1e-3
+    ends = np.asarray(grid.size) - 1
+    first = np.floor(there.min(axis=0) + beyond).clip(0, ends)
+    last = np.ceil(there.max(axis=0) - beyond).clip(first, ends)
+    return grid.part(first, last)
+
+
 def patient_corners(image: sitk.Image) -> np.ndarray:
     """The corners (8, 3), LPS mm, of the box along a CT's axes around the patient; (0, 3): it shows none."""
     own = Grid.of(image)

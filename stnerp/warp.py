@@ -112,6 +112,7 @@ def pulled_back(
     shape: Shape,
     slab: slice = WHOLE,
     sigma: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    places: Callable[[slice], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """An image at p + u(p) for voxels p, then smoothed: what a camera fixed in the target's space would see.
 
@@ -121,6 +122,7 @@ def pulled_back(
         shape: (z, y, x) of the voxels.
         slab: of their slices; beyond its cut faces more are read, so that each value is the whole image's.
         sigma: of the Gaussian, in voxels (z, y, x).
+        places: of a slab of the voxels, p (B, z, y, x, 3); None: they share the displacement's corners.
 
     Returns:
         (B, C, slices, y, x).
@@ -128,7 +130,12 @@ def pulled_back(
     first, last, _ = slab.indices(shape[0])
     reach = _radius(sigma[0])
     wide = slice(max(0, first - reach), min(shape[0], last + reach))
-    moved = smoothed(read(displaced_points(resize(displacement, shape, slab=wide), shape, wide)), sigma)
+    if places is None:
+        points = displaced_points(resize(displacement, shape, slab=wide), shape, wide)
+    else:
+        still = places(wide)
+        points = still + sample(displacement, still).movedim(1, -1)
+    moved = smoothed(read(points), sigma)
     return moved[:, :, first - wide.start : last - wide.start]
 
 

@@ -244,20 +244,20 @@ def test_arrays_of_another_shape_are_refused(any_grid: Grid) -> None:
 def test_slabs_of_one_step_show_all_slices() -> None:
     draw = np.random.default_rng(0)
     for _ in range(20):
-        slabs = random_slabs((30, 10, 10), 1000, 8, draw)
+        slabs = random_slabs([(30, 10, 10)] * 8, 1000, draw)
         assert len(slabs) == 8
         assert sorted({i for slab in slabs for i in range(30)[slab]}) == list(range(30))
         # Three slabs of ten slices, two more where they meet a neighbour.
         assert {(slab.start, slab.stop) for slab in slabs} == {(0, 12), (8, 22), (18, 30)}
-    alone = {random_slabs((30, 10, 10), 1000, 1, draw)[0].start for _ in range(50)}
+    alone = {random_slabs([(30, 10, 10)], 1000, draw)[0].start for _ in range(50)}
     assert alone == {0, 8, 18}  # no slab is left out where a step sees one image
-    assert random_slabs((30, 10, 10), None, 2, draw) == [slice(0, 30)] * 2
+    assert random_slabs([(30, 10, 10)] * 2, None, draw) == [slice(0, 30)] * 2
 
 
 def test_as_many_slabs_as_are_counted() -> None:
     draw = np.random.default_rng(0)
     for shape, voxels in (((30, 10, 10), 1000), ((30, 10, 10), 1250), ((9, 50, 50), 100), ((3, 50, 50), 100)):
-        drawn = {slab.start for slab in random_slabs(shape, voxels, 200, draw)}
+        drawn = {slab.start for slab in random_slabs([shape] * 200, voxels, draw)}
         assert len(drawn) == slab_count(shape, voxels)
     assert slab_count((30, 10, 10), 1000) == 3
     assert slab_count((30, 10, 10), 10**6) == slab_count((30, 10, 10), None) == 1
