@@ -151,7 +151,7 @@ def write_stand_in(values: Mapping[str, Any]) -> Path:
     folder = folder_of(values) if values["root"] is None else Path(values["root"])
     made: dict[str, Any] = {name: values[name] for name in _MADE_OF}
     about = folder / "phantom.json"
-    if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == made:
+    if _made_of(about) == made:
         return folder
     if folder.exists() and not about.is_file() and any(folder.iterdir()):
         raise InputError(f"data.root: {folder} holds other files; name a folder of its own for the phantom")
@@ -161,12 +161,19 @@ def write_stand_in(values: Mapping[str, Any]) -> Path:
         partial.mkdir(parents=True)
         write_collection(partial, phantom, values["days"], values["phases"])
         (partial / about.name).write_text(json.dumps(made) + "\n", encoding="utf-8")
+        if _made_of(about) == made:  # by another program, meanwhile, which reads it now
+            return folder
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _made_of(about: Path) -> object:
+    """What a stand-in that is there was made of; None: there is none."""
+    return json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None
 
 
 def folder_of(values: Mapping[str, Any]) -> Path:

@@ -117,18 +117,24 @@ def thinner_sigma_mm(grid: Grid, other: Grid) -> Triple:
 
     A voxel averages over its width h, and a box that wide has a standard deviation of h/√12: so √((h'² − h²)/12).
     """
-    return _root_over_12(np.square(spacing_along(grid, other)) - np.square(grid.spacing_mm))
+    return _root_over_12(_squares_along(grid, other) - np.square(grid.spacing_mm))
 
 
 def thicker_sigma_mm(grid: Grid, other: Grid) -> Triple:
     """σ along a grid's x, y and z of a Gaussian that makes another's voxels as thick as its own, likewise."""
-    return _root_over_12(np.square(grid.spacing_mm) - np.square(spacing_along(grid, other)))
+    return _root_over_12(np.square(grid.spacing_mm) - _squares_along(grid, other))
 
 
 def spacing_along(grid: Grid, other: Grid) -> np.ndarray:
     """How wide another grid's voxels are along a grid's x, y and z, (3,), in mm: as boxes, by their variance."""
+    widths_mm: np.ndarray = np.sqrt(_squares_along(grid, other))
+    return widths_mm
+
+
+def _squares_along(grid: Grid, other: Grid) -> np.ndarray:
     cosines = np.reshape(grid.direction, (3, 3)).T @ np.reshape(other.direction, (3, 3))
-    return np.sqrt(cosines**2 @ np.square(other.spacing_mm))
+    squares_mm: np.ndarray = cosines**2 @ np.square(other.spacing_mm)
+    return squares_mm
 
 
 def _root_over_12(variances_mm: np.ndarray) -> Triple:

@@ -31,7 +31,7 @@ from stnerp import (
 from stnerp.checkpoint import read_checkpoint
 from stnerp.def_net import FactorisedDefNet, def_net_of
 from stnerp.fit import VELOCITY_PENALTIES, _Level
-from stnerp.geometry import Grid, homogeneous
+from stnerp.geometry import Grid, apply_affine, homogeneous
 from stnerp.losses import LocalNCC
 from stnerp.phantom import Phantom
 from stnerp.preprocess import normalised
@@ -486,6 +486,43 @@ def test_the_same_image_where_it_was_costs_nothing(level: Level, smoothing: floa
     assert moved.std() > 1e-3  # there is something to compare
     # 1 - a mean of correlations: rounding of float32, 6e-8, over variances of 1e-3 and more of values below 0.5.
     assert float(images.targets[1].similarity(moved, slice(None))) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_target_is_compared_at_its_own_voxels_wherever_they_lie() -> None:
+    """A ramp, which no reading between voxels changes, seen by a turned camera with noise of its own."""
+    grid = Grid((30, 32, 24), (2.0, 2.0, 2.5), (-30.0, -30.0, -30.0))
+    turn = Rotation.from_euler("zyx", (20.0, -10.0, 5.0), degrees=True).as_matrix()
+    target_grid = Grid((12, 14, 10), (3.0, 3.5, 4.0), (-15.0, -20.0, -22.0), tuple(turn.ravel()))
+    alignment = homogeneous(Rotation.from_euler("x", 8.0, degrees=True).as_matrix() * 1.03, (2.3, -1.1, 0.7))
+
+    def ramp(points_mm: np.ndarray) -> np.ndarray:
+        return (0.5 + points_mm @ (0.004, -0.003, 0.005)).astype(np.float32)
+
+    there = ramp(apply_affine(np.linalg.inv(alignment), target_grid.points_world()))
+    noisy = there + np.random.default_rng(0).normal(0, 0.05, there.shape).astype(np.float32)
+    reference = ramp(grid.points_world())
+    images = [grid.image(reference), target_grid.image(noisy)]
+    series = load_series(images, [0.0, 1.0], window=Window(0.0, 1.0))
+    level = Level(2, 8, 1)
+    settings = dataclasses.replace(FAST.def_net, smoothing=0.0, levels=(level,), voxels_per_step=None)
+    net = def_net_of(grid, TimeBasis(series.times, 0.0, None), settings)
+    compared = _Level(net, reference, series, np.stack([np.eye(4), alignment]), settings, {}, level)
+    target = compared.targets[1]
+    part = target.voxels.within(target_grid)
+    assert target.voxels.is_close(
+        target_grid.part([s.start for s in part[::-1]], [s.stop - 1 for s in part[::-1]])
+    )
+    assert isinstance(target.similarity, LocalNCC)
+    np.testing.assert_array_equal(target.similarity.fixed[0, 0], noisy[part] - np.float32(0.5))
+    moved = compared._pull_back(torch.zeros(1, 3, *compared.lattice.shape), target, slice(None))[0, 0].numpy()
+    # Where neither a spline nor a Gaussian feels a border; float32 points of a few hundredths of a voxel's slope.
+    inside = tuple(slice(3, -3) for _ in range(3))
+    np.testing.assert_allclose(moved[inside], there[part][inside], atol=2e-4)
+    # A step of the whole of it by a constant moves it as far, in the reference's frame.
+    step = torch.zeros(1, 3, *compared.lattice.shape)
+    step[:, 0] = 3.0 / grid.half_extent_mm[0]
+    moved = compared._pull_back(step, target, slice(4, 7))[0, 0].numpy()
+    np.testing.assert_allclose(moved[:, 3:-3, 3:-3], there[part][4:7, 3:-3, 3:-3] + 0.012, atol=2e-4)
 
 
 def test_what_is_given_back_is_the_penalties_pull() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from datetime import date
@@ -461,6 +462,30 @@ def test_the_stand_in_breathes(load_data: Callable[..., Any], tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
     load_data(*arguments, "data.seed=1")
     assert {path.stat().st_mtime_ns for path in tmp_path.rglob("*.dcm")}.isdisjoint(written.values())
+
+
+def test_a_stand_in_that_another_program_has_just_written_stays(
+    load_data: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tables are started at once: the later one must not take away what the earlier one reads."""
+    import four_d_lung_data
+
+    place, write = tmp_path / "a", four_d_lung_data.write_collection
+    arguments = ["data=tcia_4d_lung_phantom", f"data.root={place}", "data.phases=[0,50]", *SMALL]
+    others: set[int] = set()
+
+    def overtaken(*asked: Any) -> None:
+        monkeypatch.setattr(four_d_lung_data, "write_collection", write)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            load_data(*arguments)
+        others.update(path.stat().st_ino for path in place.rglob("*.dcm"))
+        write(*asked)
+
+    monkeypatch.setattr(four_d_lung_data, "write_collection", overtaken)
+    load_data(*arguments)
+    assert others == {path.stat().st_ino for path in place.rglob("*.dcm")}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_stand_in_shrinks_over_weeks(load_data: Callable[..., Any], tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from conftest import DIRECTIONS, make_grid
 from scipy.spatial.transform import Rotation
 
 from stnerp.geometry import Grid, affine_transform, apply_affine
-from stnerp.preprocess import gaussian_resize, normalised, on_grid, thinner_sigma_mm
+from stnerp.preprocess import (
+    gaussian_resize,
+    normalised,
+    on_grid,
+    spacing_along,
+    thicker_sigma_mm,
+    thinner_sigma_mm,
+)
 from stnerp.window import Window
 
 
@@ -215,6 +222,10 @@ def test_thickness_is_looked_at_along_a_grid_s_own_axes() -> None:
     coronal = Grid((5, 5, 5), (1.0, 1.0, 5.0), direction=(1, 0, 0, 0, 0, 1, 0, -1, 0))  # its third axis is y
     assert thinner_sigma_mm(axial, coronal) == (0, pytest.approx(np.sqrt(21 / 12)), 0)
     assert thinner_sigma_mm(coronal, axial) == (0, pytest.approx(np.sqrt(35 / 12)), 0)
+    # Along the first grid's axes here: what the second one lacks.
+    assert thicker_sigma_mm(axial, coronal) == (0, 0, pytest.approx(np.sqrt(35 / 12)))
+    assert thicker_sigma_mm(coronal, axial) == (0, 0, pytest.approx(np.sqrt(21 / 12)))
+    assert spacing_along(coronal, axial) == pytest.approx((1, 6, 2))
 
 
 # -- gaussian_resize

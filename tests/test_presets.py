@@ -165,6 +165,17 @@ def test_gaussians_of_a_level() -> None:
     assert Level(2.0, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.35, 0.35), rel=0.01)
     assert Level(None, None, 1).smoothing(CT, 0.7) == pytest.approx((0.28, 0.7, 0.7))
     assert Level(2.0, None, 1).smoothing(coarse, 0.7) == pytest.approx((0.7, 0.7, 0.7))
+    assert Level(2.0, None, 1).smoothing(CT, 0.7, coarse) == pytest.approx(
+        [0.7 * min(CT.spacing_mm) / s for s in coarse.spacing_mm[::-1]]
+    )
+
+
+def test_an_image_is_compared_at_its_own_voxels_but_never_at_finer_ones_than_the_reference_s() -> None:
+    thin, thick = Grid((50, 50, 40), (1.0, 1.0, 1.0)), Grid((50, 50, 8), (1.5, 1.5, 5.0))
+    finest = Level(None, None, 1)
+    assert finest.voxels_beside(thin, thick).is_close(thick)
+    assert finest.voxels_beside(thick, thin).spacing_mm == pytest.approx((49 / 33, 49 / 33, 39 / 8))
+    assert Level(2, None, 1).voxels_beside(thin, thick).spacing_mm == pytest.approx((73.5 / 37, 73.5 / 37, 5))
 
 
 def test_level_s_corners_are_the_scan_s() -> None:
