@@ -23,6 +23,7 @@ from configuration import DictConfig, OmegaConf
 from four_d_lung_data import PATIENT, stand_in_motion, write_stand_in
 
 from stnerp import InputError, MissingFileError, Series, load_series
+from stnerp.errors import MissingContoursError
 from stnerp.geometry import Grid, Triple
 from stnerp.io.four_d_lung import FourDLung, breathing_series, index_4d_lung, longitudinal_series
 from stnerp.io.image import read_image, read_labels
@@ -79,6 +80,18 @@ def _naming_variable(config: DictConfig) -> Iterator[None]:
         raise MissingFileError(f"{error}, or set {variable[1]} to a folder in place of {config.root}") from None
 
 
+@contextmanager
+def _naming_rois() -> Iterator[None]:
+    """An error for contours that aren't drawn names the setting that chooses others, or none."""
+    try:
+        yield
+    except MissingContoursError as error:
+        plain = (name for name in error.there if re.fullmatch(r"\w[\w.-]*", name))  # as Hydra takes it unquoted
+        others = [f"data.rois='[{name}]' or " for name in plain][:1]
+        message = f"{error}: {''.join(others)}data.rois='[]'"
+        raise MissingContoursError(message, error.absent, error.there) from None
+
+
 def _load_data(config: DictConfig) -> PatientData:
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     if values.get("kind") not in _MAKERS:
@@ -91,7 +104,8 @@ def _load_data(config: DictConfig) -> PatientData:
     if values["kind"] in ("tcia_4d_lung", "tcia_4d_lung_phantom"):
         values["collection"] = indexed(values["root"])
     start = time.perf_counter()
-    arguments, label_names = _MAKERS[values["kind"]](values)
+    with _naming_rois():
+        arguments, label_names = _MAKERS[values["kind"]](values)
     seconds = 0.0 if values["kind"] in ("phantom", "simulated") else time.perf_counter() - start
     known_motion = None
     if values["kind"] == "tcia_4d_lung_phantom":
@@ -308,5 +322,6 @@ def _contours(values: dict[str, Any], names: dict[int, str]) -> list[int]:
         return list(names)
     unknown = sorted(set(wanted) - set(names.values()))
     if unknown and values["kind"] != "phantom":  # a small phantom may lack some organs
-        raise InputError(f"data.contours: no label {', '.join(unknown)}; known: {', '.join(names.values())}")
+        message = f"data.contours: no label {', '.join(unknown)}; known: {', '.join(names.values()) or 'none'}"
+        raise MissingContoursError(message, unknown, tuple(names.values()))
     return [label for label, name in names.items() if name in wanted]

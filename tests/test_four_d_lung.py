@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from conftest import composed, optional
 
 import stnerp
-from stnerp.errors import InputError, MissingFileError
+from stnerp.errors import InputError, MissingContoursError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import DicomSeries, write_dicom_series
 from stnerp.io.four_d_lung import FourDLung, breathing_series, index_4d_lung, longitudinal_series, roi_name
@@ -395,8 +395,9 @@ def test_contours_that_are_missing(collection: FourDLung, caplog: pytest.LogCapt
     assert arguments["masks"][1] is None
     assert "Tumor is not drawn on 'Gated, 30.0%'" in caplog.text
     assert stnerp.load_series(**arguments).masks[1] is None
-    with pytest.raises(InputError, match="no contours of Heart; there are: Tumor, Carina"):
+    with pytest.raises(MissingContoursError, match="Heart; there are: Tumor, Carina; choose rois among") as error:
         breathing_series(collection, "114_HM10395", rois=["Tumor", "Heart"])
+    assert (error.value.absent, error.value.there) == (("Heart",), ("Tumor", "Carina"))
 
 
 def test_an_roi_of_some_phases_keeps_its_label(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from stnerp.errors import InputError, MissingFileError
+from stnerp.errors import InputError, MissingContoursError, MissingFileError
 from stnerp.geometry import Grid
 from stnerp.io.dicom import (
     DicomHeader,
@@ -226,20 +226,22 @@ def breathing_series(
         images, times, period and masks.
 
     Raises:
-        InputError: no such patient or date, a phase that is there twice, an ROI that no phase has, or slices
-            that make no image.
+        InputError: no such patient or date, a phase that is there twice, slices that make no image, or
+            (MissingContoursError) an ROI that no phase has.
     """
     scan = collection.scan(patient, date)
     if lacking := _missing([phase.percent for phase in scan.phases]):
         told = ", ".join(f"{percent:g}" for percent in lacking)
         logger.warning("%s %s: no phase %s %%; scans are numbered without it", patient, scan.name, told)
     phases = [phase for percent in dict.fromkeys(p.percent for p in scan.phases) if (phase := scan.phase(percent))]
+    what = f"{patient} {scan.name}"
+    _check_drawn(phases, rois, what)
     images = [read_dicom_series(phase.series) for phase in phases]
     return {
         "images": images,
         "times": [phase.percent for phase in phases],
         "period": PERIOD,
-        "masks": _masks(phases, images, rois, f"{patient} {scan.name}"),
+        "masks": _masks(phases, images, rois, what),
     }
 
 
@@ -270,7 +272,7 @@ def longitudinal_series(
 
     Raises:
         InputError: no such patient or date, a phase that is missing or there twice, scans without dates or of
-            one day without times, an ROI that no scan has, or slices that make no image.
+            one day without times, slices that make no image, or (MissingContoursError) an ROI that no scan has.
     """
     wanted = None if dates is None else {collection.scan(patient, date).name for date in dates}
     scans = [scan for scan in collection.of(patient) if wanted is None or scan.name in wanted]
@@ -283,9 +285,10 @@ def longitudinal_series(
         logger.warning("%s: left out", problem)
     kept = [scan for scan in scans if found[scan.name] is not None]
     phases = [there for there in found.values() if there is not None]
-    times = _days(kept)
+    times, what = _days(kept), f"{patient}, phase {phase:g} %"
+    _check_drawn(phases, rois, what)
     images = [read_dicom_series(one.series) for one in phases]
-    masks = _masks(phases, images, rois, f"{patient}, phase {phase:g} %")
+    masks = _masks(phases, images, rois, what)
     return {"images": images, "times": times, "period": None, "masks": masks}
 
 
@@ -467,16 +470,22 @@ def _missing(percents: Sequence[float]) -> list[float]:
 # -- contours
 
 
+def _check_drawn(phases: Sequence[Phase], rois: Sequence[str], what: str) -> None:
+    """Raises MissingContoursError for ROIs that no phase has; before any image is read."""
+    there = tuple(dict.fromkeys(name for phase in phases for name in phase.names))
+    known = {plain_name(name) for name in there}
+    absent = [name for name in rois if plain_name(roi_name(name)) not in known]
+    if absent:
+        others = f"{', '.join(there)}; choose rois among them, or none" if there else "none; choose no rois"
+        message = f"{what}: no contours of {', '.join(absent)}; there are: {others}"
+        raise MissingContoursError(message, absent, there)
+
+
 def _masks(
     phases: Sequence[Phase], images: Sequence[sitk.Image], rois: Sequence[str], what: str
 ) -> list[sitk.Image | None] | None:
     if not rois:
         return None
-    known = {plain_name(name) for phase in phases for name in phase.names}
-    absent = [name for name in rois if plain_name(roi_name(name)) not in known]
-    if absent:
-        listed = ", ".join(dict.fromkeys(name for phase in phases for name in phase.names)) or "none"
-        raise InputError(f"{what}: no contours of {', '.join(absent)}; there are: {listed}")
     return [_mask(phase, Grid.of(image), rois, what) for phase, image in zip(phases, images, strict=True)]
 
 
