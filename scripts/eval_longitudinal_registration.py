@@ -29,7 +29,8 @@ from results import Record, chosen_methods, end_without_result, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from saved_slices import save_slices
 from series_methods import bar_of
-from series_tables import CARRIED, Row, image_rows, means, seconds, write_report
+from series_tables import CARRIED, PARTS, Row, image_rows, means, seconds, write_report
+from truth import truth_of
 
 from stnerp import Grid, InputError
 
@@ -44,7 +45,9 @@ EXPLAINED = f"""\
 Cells: mean ± standard deviation over cases and pairs. PSNR and SSIM: in the window as [0, 1], on the later scan's
 grid; where the earlier one has another, over the voxels that it reaches. TRE: of the later scan's landmarks,
 mapped to the earlier, in mm, without snapping. Dice and HD95: means over the earlier scan's contours
-(`data.contours`), carried to the later one, where the earlier one reaches.
+(`data.contours`), carried to the later one, where the earlier one reaches; a contour that is lost has a Dice of 0
+and no HD95.
+{PARTS}
 {CARRIED}
 *Dice motion*: with the same contours carried by a stand-in's own motion, so that the later scan's voxels, into
 which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0. Time: seconds for a
@@ -81,7 +84,7 @@ def main(config: DictConfig) -> None:
                     settings = {**common, "align": align_of(config, patient), **bar_of(method, config.progress)}
                     settings |= arguments["options"]
                     pair, picture = pair_of(patient, earlier, later), out / "pictures" / f"{stem}.npz"
-                    make = partial(measure, pair, method, settings, picture)
+                    make = partial(measure, pair, (earlier + 1, later + 1), method, settings, picture)
                     record, new = recorded(out / "results" / f"{stem}.json", arguments, make)
                     say(stem, record, new)
         records = records_of(out, missing)
@@ -109,8 +112,10 @@ def pair_of(patient: PatientData, earlier: int, later: int) -> PatientData:
     return replace(patient, series=replace(series, period=None))
 
 
-def measure(pair: PatientData, method: str, settings: Mapping[str, Any], picture: Path) -> dict[str, Any]:
-    """Scores of a method on a pair, as a list of one image, and its seconds."""
+def measure(
+    pair: PatientData, scans: Sequence[int], method: str, settings: Mapping[str, Any], picture: Path
+) -> dict[str, Any]:
+    """Scores of a method on a pair, as a list of one image, its seconds, and which scans have contours."""
     series = pair.series
     if method == "known_motion":
         found, spent = known_registration(pair, 1, Grid.of(series.images[1])), 0.0
@@ -121,7 +126,7 @@ def measure(pair: PatientData, method: str, settings: Mapping[str, Any], picture
     given = answer(pair, answers, 1)
     row: dict[str, Any] = {"earlier": series.names[0], "later": series.names[1], **all_scores(pair, given, 1)}
     save_slices(picture, pair, answers, given, 1)
-    return {"images": [{**row, "seconds": spent}], "seconds": spent}
+    return {"images": [{**row, "seconds": spent}], "seconds": spent, "truth": truth_of(pair, scans)}
 
 
 def say(name: str, record: Record, new: bool) -> None:

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
-from data import PatientData, load_data
+from data import PatientData
 from results import Record, check_same, chosen_methods, listed, read_records, recorded
 from run_directory import logger, plain
 from saved_slices import save_slices
 from series_methods import METHODS, Kept
+from truth import load_what_is_there, truth_of
 
 from stnerp import InputError
 from stnerp.baselines.pair import check_align
@@ -63,7 +64,7 @@ def common_of(config: DictConfig) -> dict[str, Any]:
 def load_case(config: DictConfig, changes: Mapping[str, Any]) -> tuple[PatientData, dict[str, Any]]:
     """A case, and its `data` section as plain values."""
     section = case_data(config, changes)
-    return load_data(section), plain(section)
+    return load_what_is_there(section), plain(section)
 
 
 def align_of(config: DictConfig, patient: PatientData) -> str:
@@ -186,8 +187,8 @@ def measure(
     """Scores of every image but the reference, from a fit without one of them.
 
     Returns:
-        `images`, a row each; `seconds`; with a Ref-Net also `prior_psnr_db`, `prior_ssim`, the reference that it
-        draws against the voxels.
+        `images`, a row each; `seconds`; `truth`, as `truth_of`; with a Ref-Net also `prior_psnr_db`, `prior_ssim`,
+        the reference that it draws against the voxels.
     """
     series = patient.series
     known = [i for i in range(len(series)) if i != held_out]
@@ -200,7 +201,7 @@ def measure(
             rows.append(row | scores)
         if index == held_out or patient.contours:
             save_slices(pictures.with_name(f"{pictures.name}-scan{index + 1}.npz"), patient, answers, given, index)
-    result: dict[str, Any] = {"images": rows, "seconds": patient.seconds + seconds}
+    result: dict[str, Any] = {"images": rows, "seconds": patient.seconds + seconds, "truth": truth_of(patient)}
     if answers.rendered is not None:
         drawn, voxels = (normalised(image, series.window) for image in (answers.rendered, series.reference_image))
         result |= {"prior_psnr_db": min(psnr_db(drawn, voxels), 200.0), "prior_ssim": ssim(drawn, voxels)}

@@ -10,6 +10,7 @@ import numpy as np
 from results import Record, notes
 from run_directory import logger, wrote
 from series_methods import LABELS, METHODS
+from truth import lacking_lines
 
 from stnerp.report import markdown_table, text_table, write_csv
 
@@ -28,18 +29,24 @@ MEASURES = {
 }
 
 NOTHING = "Nothing was measured."
+PATHS = ("manifest", "root", "folder", "images", "ct")  # settings of data
 
 CARRIED = """\
 A voxel gets the label that has most weight around the point it comes from, in the paper the nearest (Eq. 7, 8):
 carried by the known motion to the third of a stand-in's five scans, a tumour has a Dice of 0.953 here, with the
 nearest label 0.931."""
 
+PARTS = """\
+"(n of m)": the mean of n of the row's m images; with the others there is nothing to compare, or a contour is lost.
+Methods whose numbers differ are compared over different images."""
+
 EXPLAINED = f"""\
 Cells: mean ± standard deviation over cases and images. PSNR and SSIM: in the window as [0, 1], on the scan's own
 grid; where what is shown (the reference, or images in its place) has another, over the voxels that this reaches.
 TRE: of the scan's landmarks, mapped to the reference, in mm, without snapping. Dice and HD95: means over the
 reference's contours (`data.contours`), carried to the scan, where the reference reaches; a contour that is lost
-has a Dice of 0 and no HD95, whose cell then says of how many images it is.
+has a Dice of 0 and no HD95.
+{PARTS}
 {CARRIED}
 *Dice motion*: with the same contours carried by a stand-in's own motion, so that the scan's
 voxels, into which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0 in an
@@ -97,11 +104,10 @@ def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Row:
     """Mean ± standard deviation of each measure, by the name of its column; of how many rows, if not all."""
     cells: Row = {}
     for name, (title, digits) in MEASURES.items():
-        given = [row[name] for row in rows if row.get(name) is not None]
-        values = [value for value in given if np.isfinite(value)]
+        values = [row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])]
         if values:
             spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 and name != "folded_voxels" else ""
-            some = f" ({len(values)} of {len(given)})" if len(values) < len(given) else ""
+            some = f" ({len(values)} of {len(rows)})" if len(values) < len(rows) else ""
             mean = float(np.mean(values))
             few = name == "folded_voxels" and mean < 10  # one in many images is not none
             cells[f"{prefix}{title}"] = (f"{mean:.2g}" if few else f"{mean:.{digits}f}") + spread + some
@@ -142,11 +148,19 @@ def about(records: Sequence[Record]) -> str:
 
 def told(section: Mapping[str, Any]) -> str:
     """A `data` section in a line."""
-    names = ["kind", "patient", "series", "date", "phase", "days", "size", "spacing_mm", "amplitude_si_mm"]
+    names = ["kind", *PATHS, "patient", "series", "date", "dates", "phase", "days", "rois", "contours"]
+    names += ["size", "spacing_mm", "amplitude_si_mm"]
     names += ["tumour_scale", "shift_mm", "motion", "noise_hu", "phases", "seed", "window"]
-    parts = [f"{name} {section[name]}" for name in names if section.get(name) is not None]
+    parts = [f"{name} {_as_told(name, section[name])}" for name in names if section.get(name) is not None]
     stand_in = section["kind"] in ("phantom", "simulated", "tcia_4d_lung_phantom")
     return ("**stand-in, don't compare with the paper's figures**; " if stand_in else "") + ", ".join(parts)
+
+
+def _as_told(name: str, value: Any) -> str:
+    """A setting's value; of a path the last name, since folders above it tell of a machine."""
+    if isinstance(value, list):
+        return f"[{', '.join(_as_told(name, one) for one in value)}]"
+    return (Path(str(value)).name or str(value)) if name in PATHS else str(value)
 
 
 def write_report(
@@ -162,13 +176,15 @@ def write_report(
     """metrics.csv (a row per image) and `name`.md (tables with headings; the first has none, and is logged)."""
     wrote(write_csv(out / "metrics.csv", rows))
     parts = [f"# {title}", about(records)]
+    measured = any(record["result"] for record in records)
     for heading, table in sections:
-        parts += [*([f"## {heading}"] if heading else []), markdown_table(table) or NOTHING]
+        parts += [f"## {heading}"] if heading else [] if measured else [NOTHING]
+        parts += [markdown_table(table)] if table else []
         if not heading:
             parts.append(explained)
-    if lines := notes(records, missing, LABELS):
+    if lines := [*notes(records, missing, LABELS), *lacking_lines(records, rows)]:
         parts += ["## What is changed or missing", "\n".join(lines)]
     path = out / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     wrote(path)
-    logger.info("\n%s\n", text_table(sections[0][1]) or NOTHING)
+    logger.info("\n%s\n", text_table(sections[0][1]) if measured else NOTHING)
