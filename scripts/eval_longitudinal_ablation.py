@@ -13,19 +13,21 @@ fractions and methods join the table. overwrite=true starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from configuration import DictConfig, hydra
 from leave_out import evaluate
+from paper_rows import beside, published_only
 from published import TABLE_3, TABLE_6
 from results import Record, end_without_result
 from run_directory import CONFIGS, launch, run_directory, write_config, wrote
 from series_methods import LABELS
 from series_tables import EXPLAINED, Row, by_method, image_rows, means, rows_of_methods, seconds, write_report
 
+EXPLAINED_PAPER = """ *Published only*: the paper's, of methods and fractions without a row here."""
 EXPLAINED_TASKS = """ *Registration*: the images that these fits saw; the paper's is the mean of its Table V, of
-pairs, and stands beside those (eval_longitudinal_registration.py)."""
+pairs (eval_longitudinal_registration.py): *published only*, beside no row here."""
+PAPER = {"paper PSNR": "psnr_db", "paper SSIM": "ssim", "paper Dice": "dice"}
 TASKS = {"interpolation": True, "registration": False}  # whether the image was left out
 STAND_FOR = {
     "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),
@@ -42,7 +44,7 @@ def main(config: DictConfig) -> None:
         rows = image_rows(records)
         title = "Table III: fractions of a therapy, with and without the prior, with and without t"
         sections = [("", rows_of_fractions(records, rows)), ("Over everything", rows_of_methods(records, rows))]
-        write_report(out, "table_3", title, records, rows, sections, missing)
+        write_report(out, "table_3", title, records, rows, sections, missing, EXPLAINED + EXPLAINED_PAPER)
         title = "Table VI: what the prior does"
         sections = [("", rows_of_tasks(records, rows))]
         write_report(out, "table_6", title, records, rows, sections, missing, EXPLAINED + EXPLAINED_TASKS)
@@ -51,7 +53,7 @@ def main(config: DictConfig) -> None:
 
 
 def rows_of_fractions(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
-    """A row per task, fraction and method."""
+    """A row per task, fraction and method, beside the paper's figures; then the paper's others."""
     table = []
     for task, unseen in TASKS.items():
         for fraction in sorted({row["held_out"] for row in rows}):
@@ -60,12 +62,14 @@ def rows_of_fractions(records: Sequence[Record], rows: Sequence[Row]) -> list[Ro
                 if mine:
                     row: Row = {"task": task, "fraction": str(fraction), "method": LABELS[method]}
                     row |= {"images": str(len(mine))} | means(mine) | {"time s": seconds(own)}
-                    table.append(row | paper(TABLE_3, method, task=task, fraction=fraction))
-    return table
+                    paper = beside(TABLE_3, STAND_FOR, PAPER, method, task=task, fraction=fraction)
+                    table.append(row | paper)
+    shown = [(task_of(row), row["held_out"], row["method"]) for row in rows]
+    return [*table, *published_only(TABLE_3, STAND_FOR, PAPER, ["task", "fraction"], shown)]
 
 
 def rows_of_tasks(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
-    """A row per task and method: means over cases and fractions."""
+    """A row per task and method: means over cases and fractions; then the paper's that are beside none."""
     table = []
     for task, unseen in TASKS.items():
         for method in by_method(records):
@@ -73,16 +77,13 @@ def rows_of_tasks(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
             if mine:
                 row: Row = {"task": task, "method": LABELS[method], "images": str(len(mine)), **means(mine)}
                 # The paper's registration is another: the pairs of its Table V.
-                table.append(row | paper(TABLE_6 if unseen else [], method, task=task))
-    return table
+                table.append(row | beside(TABLE_6 if unseen else [], STAND_FOR, PAPER, method, task=task))
+    shown = [(task_of(row), row["method"]) for row in rows if row["unseen"]]
+    return [*table, *published_only(TABLE_6, STAND_FOR, PAPER, ["task"], shown)]
 
 
-def paper(table: Sequence[Mapping[str, Any]], method: str, **where: object) -> Row:
-    """The paper's figures for a method, as columns; empty where it has none."""
-    for row in table:
-        if method in STAND_FOR.get(row["method"], ()) and all(row[name] == value for name, value in where.items()):
-            return {"paper PSNR": row["psnr_db"], "paper SSIM": row["ssim"], "paper Dice": row["dice"]}
-    return {"paper PSNR": "", "paper SSIM": "", "paper Dice": ""}
+def task_of(row: Row) -> str:
+    return next(task for task, unseen in TASKS.items() if row["unseen"] is unseen)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from configuration import DictConfig, hydra
 from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
 from pair_methods import LABELS, NAMES, timed
+from paper_rows import beside, published_only
 from published import TABLE_5
 from results import Record, chosen_methods, end_without_result, listed, recorded
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
@@ -41,6 +42,7 @@ STAND_FOR = {
     "ST-NeRP": ("stnerp_fast_prior", "stnerp_paper"),
     "ST-NeRP (w/o prior)": ("stnerp_fast", "stnerp_paper_without_prior"),
 }
+PAPER = {"paper PSNR": "psnr_db", "paper SSIM": "ssim", "paper Dice": "dice", "paper folded": "folded_voxels"}
 EXPLAINED = f"""\
 Cells: mean ± standard deviation over cases and pairs. PSNR and SSIM: in the window as [0, 1], on the later scan's
 grid; where the earlier one has another, over the voxels that it reaches. TRE: of the later scan's landmarks,
@@ -53,7 +55,8 @@ and no HD95.
 which its own contours are cut anew, cost nothing. Folded: mean number of voxels with |J| ≤ 0. Time: seconds for a
 pair, from images to the displacement at every voxel. IDIR draws its points in the lungs, elsewhere its answers
 mean little. DLIR and the CNN with anatomical constraints are fitted to the pair itself here, without a cohort and
-without key points: not what their authors published. Paper: its Table V, on its own five patients."""
+without key points: not what their authors published. Paper: its Table V, on its own five patients; *published
+only*: of methods without a row here."""
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_longitudinal_registration")
@@ -142,7 +145,7 @@ def say(name: str, record: Record, new: bool) -> None:
 
 
 def rows_of_schemes(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]:
-    """A row per scheme and method, beside the paper's figures."""
+    """A row per scheme and method, beside the paper's figures; then the paper's others."""
     table = []
     for scheme in SCHEMES:
         for method in NAMES:
@@ -154,8 +157,10 @@ def rows_of_schemes(records: Sequence[Record], rows: Sequence[Row]) -> list[Row]
             if not mine:
                 continue
             row: Row = {"scheme": scheme, "method": LABELS[method], "pairs": str(len(mine)), **means(mine)}
-            table.append(row | {"time s": seconds(own)} | paper(scheme, method))
-    return table
+            paper = beside(TABLE_5, STAND_FOR, PAPER, method, scheme=scheme)
+            table.append(row | {"time s": seconds(own)} | paper)
+    shown = [(row["scheme"], row["method"]) for row in rows]
+    return [*table, *published_only(TABLE_5, STAND_FOR, PAPER, ["scheme"], shown)]
 
 
 def rows_of_pairs(records: Sequence[Record]) -> list[Row]:
@@ -170,19 +175,6 @@ def rows_of_pairs(records: Sequence[Record]) -> list[Row]:
             cell = f"{row[name]:.{digits}f}" if name in row else ""
             table.setdefault((scheme, case, earlier, later), first)[LABELS[row["method"]]] = cell
     return [table[key] for key in sorted(table)]
-
-
-def paper(scheme: str, method: str) -> Row:
-    """The paper's figures for a method, as columns; empty where it has none."""
-    for row in TABLE_5:
-        if row["scheme"] == scheme and method in STAND_FOR.get(row["method"], ()):
-            return {
-                "paper PSNR": row["psnr_db"],
-                "paper SSIM": row["ssim"],
-                "paper Dice": row["dice"],
-                "paper folded": f"{row['folded_voxels']}",
-            }
-    return {"paper PSNR": "", "paper SSIM": "", "paper Dice": "", "paper folded": ""}
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
     assert "| registration | 3 | stnerp fast, with prior | 3 |" in table
     assert "stand-in, don't compare" in table
     assert "stnerp fast, with prior, w/o t" in table
+    assert "| interpolation | 4 | ST-NeRP, published only |" not in table
     table = (ablation / "table_6.md").read_text(encoding="utf-8")
     interpolated, followed = (
         next(line for line in table.splitlines() if line.startswith(f"| {task} | stnerp fast, w/o prior |"))
@@ -185,6 +186,9 @@ def test_tables_say_what_was_measured_and_published(ablation: Path) -> None:
     assert interpolated.startswith("| interpolation | stnerp fast, w/o prior | 2 |")  # images: one of each fit
     assert followed.startswith("| registration | stnerp fast, w/o prior | 6 |")
     assert followed.endswith("|  |  |  |")  # the paper's are of pairs, its Table V
+    only = [line.rstrip("| ") for line in table.splitlines() if "published only |" in line]
+    assert [line.split(" | ")[0] for line in only] == ["| registration"] * 2
+    assert [line[-21:] for line in only] == ["38.52 | 0.987 | 0.797", "40.35 | 0.992 | 0.793"]
 
 
 def test_the_same_command_goes_on(ablation: Path, stand_ins: Path, tmp_path: Path) -> None:
@@ -405,6 +409,50 @@ def test_a_method_that_fails_leaves_the_others(stand_ins: Path, tmp_path: Path) 
     text = (tmp_path / "table_5.md").read_text(encoding="utf-8")
     assert "- greedy, case 1: RuntimeError: no such thing" in text
     assert "| short | no motion | 4 |" in text
+
+
+def published_rows(text: str) -> list[str]:
+    """Scheme or task, and name, of the rows that are the paper's alone."""
+    lines = [line for line in text.splitlines() if ", published only |" in line]
+    return [line.strip("| ").partition(", published only")[0] for line in lines]
+
+
+def test_what_was_published_of_methods_without_a_row_is_shown(stand_ins: Path, tmp_path: Path) -> None:
+    """Of those that weren't asked for, and of those that failed."""
+
+    def fail(*arguments: Any, **settings: Any) -> PairRegistration:
+        raise RuntimeError("no such thing")
+
+    arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        methods = importlib.import_module("pair_methods").METHODS
+        patch.setitem(methods, "ants_syn", fail)
+        patch.setitem(methods, "idir", importlib.import_module("pair_methods").no_motion)
+        asked = ["schemes=[short]", "methods=[idir,ants_syn]"]
+        run("eval_longitudinal_registration", tmp_path / "5", *arguments, *asked)
+        patch.setitem(importlib.import_module("series_methods").METHODS, "stnerp_fast", fail)
+        asked = ["held_out=[3]", "methods=[no_motion,stnerp_fast]"]
+        run("eval_longitudinal_ablation", tmp_path / "3", *arguments, *asked)
+    text = (tmp_path / "5" / "table_5.md").read_text(encoding="utf-8")
+    names = ["ANTs", "IDIR", "ST-NeRP", "ST-NeRP (w/o prior)"]
+    pairs = [f"{scheme} | {name}" for scheme in ("long", "short") for name in names]
+    pairs.remove("short | IDIR")
+    assert published_rows(text) == pairs
+    ants = next(line for line in text.splitlines() if line.startswith("| short | ANTs, published only |"))
+    assert ants.endswith(" 33.10 | 0.975 | 0.789 | 6911 |")
+    text = (tmp_path / "3" / "table_3.md").read_text(encoding="utf-8")
+    assert len(published_rows(text)) == 10
+    assert "| registration | 3 | ST-NeRP (w/o t), published only |" in text
+    assert len(published_rows((tmp_path / "3" / "table_6.md").read_text(encoding="utf-8"))) == 4
+    # Where nothing was measured, they are no result.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(importlib.import_module("pair_methods").METHODS, "greedy", fail)
+        with pytest.raises(SystemExit):
+            run("eval_longitudinal_registration", tmp_path / "none", *arguments, "methods=[greedy]")
+    assert "Nothing was measured." in (tmp_path / "none" / "table_5.md").read_text(encoding="utf-8")
+    log = (tmp_path / "none" / "eval_longitudinal_registration.log").read_text(encoding="utf-8")
+    assert "Nothing was measured." in log
+    assert "33.10" not in log
 
 
 def test_schemes_are_a_list_of_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
