@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pair_methods import LABELS, NAMES
 from published import DIRLAB, TABLE_4
 from results import Record, notes, read_records
 from run_directory import logger, wrote
+from series_tables import told
 
 from stnerp.report import markdown_table, text_table, write_csv
 
@@ -52,7 +53,7 @@ def write_tables(out: Path, records: Sequence[Record], missing: Mapping[int, str
 
     Args:
         records: at least one.
-        missing: cases that were asked for and have no data, and why.
+        missing: cases that were asked for, now or before, and have no data, and why.
     """
     metrics, landmarks = [], []
     for record in records:
@@ -72,14 +73,16 @@ def write_tables(out: Path, records: Sequence[Record], missing: Mapping[int, str
     path = out / "table_4.md"
     path.write_text(markdown(records, missing), encoding="utf-8")
     wrote(path)
-    logger.info("\n%s\n", text_table(rows_of_methods(records)))
+    logger.info("\n%s\n", text_table(rows_of_methods(records, missing)))
 
 
 def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
     """The whole report."""
     common = records[0]["arguments"]["common"]
+    left_out = ", ".join(str(case) for case in sorted(set(missing) - set(_cases(records))))
     about = [
-        f"- cases: {', '.join(map(str, _cases(records)))}",
+        f"- data: {told(common['data'])}",
+        f"- cases: {', '.join(map(str, _cases(records)))}" + (f"; left out: {left_out}" if left_out else ""),
         f"- pre-alignment: {common['align']}; window: {common['window']}; seed: {common['seed']}",
         f"- times: on {' | '.join(sorted({record['hardware'] for record in records}))}",
     ]
@@ -88,7 +91,7 @@ def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
     parts = [
         "# Table IV: DIR-Lab 4D CT, T00 to T50",
         "\n".join(about),
-        markdown_table(rows_of_methods(records)),
+        markdown_table(rows_of_methods(records, missing)),
         EXPLAINED,
         "## Mean TRE of each case, mm, snapped",
         markdown_table(rows_of_cases(records, "tre_snapped_mean_mm", 2)),
@@ -107,13 +110,18 @@ def markdown(records: Sequence[Record], missing: Mapping[int, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def rows_of_methods(records: Sequence[Record]) -> list[dict[str, str]]:
-    """A row per method, over all cases that it registered, beside the paper's figure; then the paper's others."""
+def rows_of_methods(records: Sequence[Record], missing: Collection[int] = ()) -> list[dict[str, str]]:
+    """A row per method, over all cases that it registered, beside the paper's figure; then the paper's others.
+
+    Args:
+        missing: cases that count as asked for, although nothing was measured on them.
+    """
+    asked = {*_cases(records), *missing}
     paper = {row["method"]: f"{row['tre_mean_mm']} ± {row['tre_std_mm']}" for row in TABLE_4}
     beside = {method: paper[name] for name, methods in STAND_FOR.items() for method in methods}
     rows = []
     for method, results in _results(records).items():
-        row = {"method": LABELS[method], "cases": f"{len(results)} of {len(_cases(records))}"}
+        row = {"method": LABELS[method], "cases": f"{len(results)} of {len(asked)}"}
         if results:
             row |= {
                 "TRE snapped": _with_spreads(results, "errors_snapped_mm"),

@@ -6,16 +6,18 @@ lungs, found by thresholds, meet T50's. Without methods= and cases=: those of th
 data=dirlab_phantom writes stand-ins first and takes those.
 
 Writes into the run directory: config.yaml, results/ (a .json per case and method), and what they add up to:
-metrics.csv (a row each), landmarks.csv (the error of each landmark), table_4.md; eval_dirlab.log. The same command
-goes on where it was stopped, and tries again what failed; further cases and methods join the table.
-overwrite=true starts anew.
+metrics.csv (a row each), landmarks.csv (the error of each landmark), table_4.md; missing.json, where cases that
+were asked for have no data; eval_dirlab.log. The same command goes on where it was stopped, and tries again what
+failed; further cases and methods join the table. overwrite=true starts anew.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,14 @@ from series_methods import bar_of
 from stnerp import Grid, InputError, MissingFileError
 from stnerp.baselines.pair import PairRegistration, check_align, registration_of
 from stnerp.device import device_of
-from stnerp.io.dirlab import DirLabCase
+from stnerp.io.dirlab import GRIDS, DirLabCase
 from stnerp.labels import carried_labels
 from stnerp.lungs import body_of, lungs_of
 from stnerp.metrics import dice, surface_distances_mm, tre_mm, tre_summary
 from stnerp.window import Window
 
 INHALED, EXHALED = 0, 50  # phases T00 and T50
+MISSING = "missing.json"
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_dirlab")
@@ -56,12 +59,12 @@ def main(config: DictConfig) -> None:
             Window.of(common["window"])
         results = out / "results"
         if config.overwrite:
-            for old in results.glob("*.json"):
-                old.unlink()
+            for old in [*results.glob("*.json"), out / MISSING]:
+                old.unlink(missing_ok=True)
         check_same(results, common, {method: options.get(method, {}) for method in methods}, data={})
         wrote(write_config(config, out / "config.yaml"))
 
-        missing: dict[int, str] = {}
+        missing = missing_before(out / MISSING)
         for number in dict.fromkeys(cases):
             try:
                 case = case_of(common["data"], number)
@@ -71,6 +74,7 @@ def main(config: DictConfig) -> None:
                 missing[number] = str(error)
                 logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
                 continue
+            missing.pop(number, None)
             if common["data"]["kind"] == "dirlab":
                 pair.compare_with_published()
             for method in methods:
@@ -87,9 +91,29 @@ def main(config: DictConfig) -> None:
         records = sorted_records(results)
         if not records:
             raise MissingFileError(next(iter(missing.values())))
+        note_missing(out / MISSING, missing)
         write_tables(out, records, missing)
         wrote(out / "eval_dirlab.log")
         end_without_result(records)
+
+
+# -- cases without data
+
+
+def missing_before(path: Path) -> dict[int, str]:
+    """Cases that were asked for and had no data, in this run directory, and why."""
+    if not path.is_file():
+        return {}
+    return {int(number): str(reason) for number, reason in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def note_missing(path: Path, missing: Mapping[int, str]) -> None:
+    """Keep which cases had no data, so that tables of later runs count them, too."""
+    kept = {number: reason for number, reason in missing.items() if number in GRIDS}
+    if kept:
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
 
 
 # -- one case, one method

@@ -279,13 +279,27 @@ def test_the_owners_files_with_nothing_edited(
     assert [float(row[f"tre_{name}_mm"]) for name in ("mean", "median", "max")] == pytest.approx([10.0] * 3)
     table = (out / "table_4.md").read_text(encoding="utf-8")
     assert "no folder Case2Pack" in table
+    assert "- data: kind dirlab, folder unpacked" in table
+    assert "- cases: 1; left out: 2" in table
+    assert "| no motion | 1 of 2 |" in table  # two were asked for
     assert "tand-in" not in table
     assert "motion_error_mean_mm" not in row
     shutil.rmtree(folder)
     assert WEBSITE in refused(capsys, tmp_path / "other", "data=dirlab", "cases=[1]", "methods=[no_motion]")
-    # What was measured stays, whether or not the data does.
-    run(out, "data=dirlab", "methods=[no_motion]")
+    # What was measured stays, whether or not the data does; and so does what was asked for.
+    run(out, "data=dirlab", "cases=[3]", "methods=[no_motion]")
     assert len(rows_of(out / "metrics.csv")) == 1
+    assert "| no motion | 1 of 3 |" in (out / "table_4.md").read_text(encoding="utf-8")
+    # Until it is there.
+    folder.mkdir()
+    for number in (2, 3):
+        monkeypatch.setitem(GRIDS, number, small)
+        write_case(folder, number, images, points)
+    run(out, "data=dirlab", "cases=[2,3]", "methods=[no_motion]")
+    table = (out / "table_4.md").read_text(encoding="utf-8")
+    assert "| no motion | 3 of 3 |" in table
+    assert "no folder" not in table
+    assert not (out / "missing.json").exists()
 
 
 @pytest.mark.parametrize(
