@@ -28,7 +28,16 @@ from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
 from pair_methods import NAMES, timed
 from published import DIRLAB_DISPLACEMENT_MM
-from results import Record, check_same, chosen_methods, end_without_result, listed, recorded
+from results import (
+    Record,
+    check_same,
+    check_scans,
+    chosen_methods,
+    end_without_result,
+    fingerprint_of_data,
+    listed,
+    recorded,
+)
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from scores import everywhere, within
 from series_methods import bar_of
@@ -58,23 +67,27 @@ def main(config: DictConfig) -> None:
         if common["window"] not in ("auto", "percentile"):  # these need images
             Window.of(common["window"])
         results = out / "results"
-        if config.overwrite:
-            for old in [*results.glob("*.json"), out / MISSING]:
-                old.unlink(missing_ok=True)
-        check_same(results, common, {method: options.get(method, {}) for method in methods}, data={})
+        old = [*results.glob("*.json"), out / MISSING] if config.overwrite else []
+        if not config.overwrite:
+            check_same(results, common, {method: options.get(method, {}) for method in methods}, data={})
         wrote(write_config(config, out / "config.yaml"))
 
-        missing = missing_before(out / MISSING)
+        missing = {} if config.overwrite else missing_before(out / MISSING)
         for number in dict.fromkeys(cases):
             try:
                 case = case_of(common["data"], number)
                 known = common["data"]["kind"] == "dirlab_phantom"
                 pair = Pair(case, known_motion(common["data"], number) if known else None)
+                scans = pair.fingerprint()
             except InputError as error:
                 missing[number] = str(error)
                 logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
                 continue
             missing.pop(number, None)
+            for path in old:  # not before a case is there: a folder's name with a slip would cost them
+                path.unlink(missing_ok=True)
+            old = []
+            check_scans(results, number, scans)
             if common["data"]["kind"] == "dirlab":
                 pair.compare_with_published()
             for method in methods:
@@ -83,6 +96,7 @@ def main(config: DictConfig) -> None:
                     "method": method,
                     "options": options.get(method, {}),
                     "common": common,
+                    "scans": scans,
                 }
                 path = results / f"case{number:02d}-{method}.json"
                 bar = bar_of(method, config.progress)
@@ -141,6 +155,10 @@ class Pair:
             images = self.case.image(INHALED), self.case.image(EXHALED)
             self._read = (*images, time.perf_counter() - start)
         return self._read
+
+    def fingerprint(self) -> str:
+        """What tells its images and landmarks from others."""
+        return fingerprint_of_data(self.images()[:2], (self.reference_mm, self.target_mm))
 
     @cached_property
     def lungs(self) -> tuple[sitk.Image, sitk.Image] | None:

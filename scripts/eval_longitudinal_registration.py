@@ -70,14 +70,13 @@ def main(config: DictConfig) -> None:
         wrote(write_config(config, out / "config.yaml"))
         missing: dict[str, str] = {}
         wanted_of = partial(pairs_of, schemes=schemes)
-        for number, patient, section, pairs in readable_cases(config, missing, wanted_of):
+        for about, patient, pairs in readable_cases(config, out, missing, wanted_of):
             common = common_of(config)
             for method in methods:
                 for scheme, earlier, later in pairs:
-                    stem = f"case{number:02d}-{scheme}{earlier + 1}to{later + 1}-{method}"
+                    stem = f"case{about['case']:02d}-{scheme}{earlier + 1}to{later + 1}-{method}"
                     arguments = {
-                        "case": number,
-                        "data": section,
+                        **about,
                         "scheme": scheme,
                         "pair": [earlier + 1, later + 1],
                         "method": method,

@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
 from data import PatientData
-from results import Record, check_same, chosen_methods, listed, read_records, recorded
+from results import (
+    Record,
+    check_same,
+    check_scans,
+    chosen_methods,
+    fingerprint_of_data,
+    listed,
+    read_records,
+    recorded,
+)
 from run_directory import logger, plain
 from saved_slices import save_slices
 from series_methods import METHODS, Kept
@@ -73,7 +82,7 @@ def align_of(config: DictConfig, patient: PatientData) -> str:
 
 
 def start_anew(config: DictConfig, out: Path, methods: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Check what is asked for, and against it what is there already; with overwrite=true, remove that.
+    """Check what is asked for, and, unless overwrite=true, against it what is there already.
 
     Raises:
         InputError: no such pre-alignment or device, or results of other settings, options or data.
@@ -86,20 +95,23 @@ def start_anew(config: DictConfig, out: Path, methods: Sequence[str], options: M
         with suppress(InputError):  # told when the case is read
             sections[number] = plain(case_data(config, changes))
     if config.overwrite:
-        for old in [*(out / "results").glob("*.json"), *(out / "pictures").glob("*.npz")]:
-            old.unlink()
+        return
     own = {method: options.get(method, {}) for method in methods}
     check_same(out / "results", common_of(config), own, sections)
 
 
 def readable_cases(
-    config: DictConfig, missing: dict[str, str], wanted_of: Callable[[PatientData], T]
-) -> Iterator[tuple[int, PatientData, dict[str, Any], T]]:
-    """Number, patient and `data` section of each case, and what is wanted of it.
+    config: DictConfig, out: Path, missing: dict[str, str], wanted_of: Callable[[PatientData], T]
+) -> Iterator[tuple[dict[str, Any], PatientData, T]]:
+    """Of each case what its records begin with, the patient, and what is wanted of it.
+
+    With overwrite=true old results are removed once the first case is read, and not before: a folder's name with a
+    slip would cost them.
 
     A case that can't be read, or doesn't have what is wanted, is told, put into `missing` with the reason, and
     left out; where `cases` isn't given, there is no other, and the error is raised.
     """
+    old = [*(out / "results").glob("*.json"), *(out / "pictures").glob("*.npz")] if config.overwrite else []
     for number, changes in enumerate(changes_of(config), 1):
         try:
             patient, section = load_case(config, changes)
@@ -110,7 +122,19 @@ def readable_cases(
             missing[str(number)] = str(error)
             logger.error("case %d: left out: %s", number, error)
             continue
-        yield number, patient, section, wanted
+        for path in old:
+            path.unlink()
+        old = []
+        scans = scans_of(patient)
+        check_scans(out / "results", number, scans)
+        yield {"case": number, "data": section, "scans": scans}, patient, wanted
+
+
+def scans_of(patient: PatientData) -> str:
+    """What tells a patient's scans, times, contours and landmarks from others."""
+    series = patient.series
+    about = (series.times, series.period, series.reference, series.window, sorted(patient.label_names.items()))
+    return fingerprint_of_data([*series.images, *series.masks], series.landmarks, about)
 
 
 def records_of(out: Path, missing: Mapping[str, str]) -> list[Record]:
@@ -136,16 +160,15 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     scans = list(dict.fromkeys(listed("held_out", plain(config.held_out), int)))
     start_anew(config, out, methods, options)
     missing: dict[str, str] = {}
-    for number, patient, section, held_out in readable_cases(config, missing, partial(indices_of, scans)):
+    for about, patient, held_out in readable_cases(config, out, missing, partial(indices_of, scans)):
         common = common_of(config)
         settings = {**common, "align": align_of(config, patient), "progress": config.progress}
         for method in methods:
             kept: Kept = {}
             for scan, index in zip(scans, held_out, strict=True):
-                stem = f"case{number:02d}-without{scan}-{method}"
+                stem = f"case{about['case']:02d}-without{scan}-{method}"
                 arguments = {
-                    "case": number,
-                    "data": section,
+                    **about,
                     "held_out": scan,
                     "method": method,
                     "options": options.get(method, {}),

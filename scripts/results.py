@@ -8,13 +8,15 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 
-from stnerp import InputError, StnerpError, __version__
+from stnerp import Grid, InputError, StnerpError, __version__
 from stnerp.presets import FAST, FLOW, PAPER
 
 logger = logging.getLogger("stnerp.scripts")
@@ -31,7 +33,8 @@ def recorded(
 
     Args:
         path: of the record, a .json; its folder is made.
-        arguments: everything that the result depends on, of types that JSON has.
+        arguments: everything that the result depends on, of types that JSON has; `scans`, if any, is what
+            `check_scans` compares.
         measure: gives the result, of such types too.
 
     Returns:
@@ -42,10 +45,10 @@ def recorded(
         InputError: the result there is of other arguments.
     """
     asked = _read_again(arguments)
-    if path.is_file():
+    if path.is_file() and not _forgotten(path):
         record = record_of(path)
         if not record["failure"]:
-            if record["arguments"] != asked:
+            if {"scans": asked.get("scans"), **record["arguments"]} != {"scans": None, **asked}:
                 raise InputError(
                     f"{path}: was measured with other settings; choose another out= or overwrite=true"
                 )
@@ -70,13 +73,61 @@ def recorded(
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records of a folder, by name."""
-    return [record_of(path) for path in sorted(folder.glob("[!.]*.json"))]
+    """All records of a folder, by name; damaged ones are told and removed."""
+    return [record_of(path) for path in sorted(folder.glob("[!.]*.json")) if not _forgotten(path)]
 
 
 def record_of(path: Path) -> Record:
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     return record
+
+
+def _forgotten(path: Path) -> bool:
+    """Whether a record was damaged, by a full disk or a bad copy; it is then removed, and measured again."""
+    try:
+        if isinstance(record_of(path), dict):
+            return False
+    except (OSError, ValueError):
+        pass
+    logger.warning("%s: is damaged and is forgotten; what it held is measured again where it is asked for", path)
+    path.unlink()
+    return True
+
+
+def fingerprint_of_data(
+    images: Iterable[sitk.Image | None], points: Iterable[np.ndarray | None] = (), about: object = ()
+) -> str:
+    """What tells the contents of images, masks and landmarks from others, wherever the files lie: 16 digits.
+
+    Args:
+        about: plain values that belong to them, such as times.
+    """
+    digest = hashlib.blake2b(repr(about).encode(), digest_size=8)
+    for image in images:
+        digest.update(repr(image and Grid.of(image)).encode())
+        if image is not None:
+            digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).data)
+    for some in points:
+        digest.update(repr(some is None).encode())
+        if some is not None:
+            digest.update(np.ascontiguousarray(some, dtype=float).data)
+    return digest.hexdigest()
+
+
+def check_scans(folder: Path, case: int, scans: str) -> None:
+    """One state of a case's scans, contours and landmarks in a table, by its `fingerprint_of_data`.
+
+    Raises:
+        InputError: a result of other ones. Records of before there were fingerprints are taken as they are.
+    """
+    for path in sorted(folder.glob("[!.]*.json")):
+        record = record_of(path)
+        asked = record["arguments"]
+        if asked["case"] == case and record["result"] and asked.get("scans", scans) != scans:
+            raise InputError(
+                f"{path}: case {case} had other scans, times, contours or landmarks when it was measured; "
+                "choose another out= or overwrite=true"
+            )
 
 
 def listed(name: str, value: object, kind: type) -> list[Any]:
@@ -124,6 +175,8 @@ def check_same(
         InputError: a result of other ones. Failures of other ones are forgotten.
     """
     for path in sorted(folder.glob("[!.]*.json")):
+        if _forgotten(path):
+            continue
         record = record_of(path)
         asked = record["arguments"]
         wanted = {
