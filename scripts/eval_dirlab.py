@@ -26,7 +26,8 @@ from answers import folding_of, summary_of_errors
 from configuration import DictConfig, hydra
 from dirlab_data import case_of, known_motion, section_of
 from dirlab_table import sorted_records, write_tables
-from pair_methods import NAMES, timed
+from method_options import check_options
+from pair_methods import METHODS, NAMES, timed
 from published import DIRLAB_DISPLACEMENT_MM
 from results import (
     Record,
@@ -60,6 +61,7 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "eval_dirlab", ()) as out:
         cases, options = listed("cases", plain(config.cases), int), plain(config.options) or {}
         methods = chosen_methods(plain(config.methods), options, NAMES)
+        check_options(options, METHODS)
         common = {name: plain(config[name]) for name in ("align", "window", "seed", "device")}
         common["data"] = section_of(config.data)
         check_align(common["align"])

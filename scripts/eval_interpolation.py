@@ -54,6 +54,7 @@ OF_ANOTHER_FIT = ("train_def.yaml", "pictures/t*.png")
 CHECKPOINTS = (REF_NET_CHECKPOINT, DEF_NET_CHECKPOINT)
 STNERP, SEEN, BLENDED = "stnerp", "stnerp, seen images", "stnerp, appearance=blend"
 NO_MOTION, NEAREST, BLEND = "reference, no motion", "nearest phase", "linear blend"
+OF_SOME = "_images"  # after a score: of how many images its mean is
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval_interpolation")
@@ -102,9 +103,13 @@ def main(config: DictConfig) -> None:
         summary = summarise(rows)
         wrote(write_csv(out / "metrics.csv", rows), write_csv(out / "summary.csv", summary))
         columns = columns_of(summary, patient)
-        (out / "summary.md").write_text(markdown_table(summary, columns) + "\n", encoding="utf-8")
+        notes = of_some(summary, columns)
+        listed = "".join(f"- {note}\n" for note in notes)
+        (out / "summary.md").write_text(
+            markdown_table(summary, columns) + "\n" + (f"\n{listed}" if notes else ""), encoding="utf-8"
+        )
         wrote(out / "summary.md", out / "eval_interpolation.log")
-        logger.info("\n%s", text_table(summary, columns))
+        logger.info("\n%s", "\n".join([text_table(summary, columns), *notes]))
         if config.targets:
             logger.info("\n%s", text_table(compared(summary, OmegaConf.to_container(config.targets))))
         logger.info("\nfiles to model: %.1f s", seconds)
@@ -210,7 +215,10 @@ def on_reference(series: Series, index: int) -> np.ndarray:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per method: how many images, the mean of each score over them, and the sum of folded voxels."""
+    """Per method: how many images, the mean of each score over them, and the sum of folded voxels.
+
+    Where a score is known of some of them alone (an image without a contour): of how many, as `<score>_images`.
+    """
     summary = []
     for method in (NO_MOTION, NEAREST, BLEND, STNERP, BLENDED, SEEN):
         own = [row for row in rows if row["method"] == method]
@@ -221,8 +229,20 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             values = [row[name] for row in own if isinstance(row.get(name), int | float)]
             if values and name != "time":
                 mean[name] = sum(values) if name == "folded_voxels" else float(np.mean(values))
+                if len(values) < len(own):
+                    mean[f"{name}{OF_SOME}"] = len(values)
         summary.append(mean)
     return summary
+
+
+def of_some(summary: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """A line for each mean that isn't over all of its method's images."""
+    return [
+        f"{row['method']}: {name} over {row[name + OF_SOME]} of {row['images']} images, the others have none"
+        for row in summary
+        for name in columns
+        if name + OF_SOME in row
+    ]
 
 
 def columns_of(summary: Sequence[Mapping[str, Any]], patient: PatientData) -> list[str]:

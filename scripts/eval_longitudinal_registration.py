@@ -23,7 +23,8 @@ from answers import Answers, all_scores, answer, known_registration
 from configuration import DictConfig, hydra
 from data import PatientData
 from leave_out import align_of, common_of, readable_cases, records_of, start_anew
-from pair_methods import LABELS, NAMES, timed
+from method_options import check_options
+from pair_methods import LABELS, METHODS, NAMES, timed
 from paper_rows import beside, published_only
 from published import TABLE_5
 from results import Record, chosen_methods, end_without_result, listed, recorded
@@ -64,6 +65,7 @@ def main(config: DictConfig) -> None:
     with run_directory(config, "eval_longitudinal_registration", ()) as out:
         options, schemes = plain(config.options) or {}, listed("schemes", plain(config.schemes), str)
         methods = chosen_methods(plain(config.methods), options, NAMES)
+        check_options(options, METHODS)
         if not set(schemes) <= set(SCHEMES):
             raise InputError(f"schemes: {schemes!r} must be some of {', '.join(SCHEMES)}")
         start_anew(config, out, methods, options)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from answers import all_scores, answer
 from configuration import DictConfig, OmegaConf
 from data import PatientData
+from method_options import check_options
 from results import (
     Record,
     check_same,
@@ -157,6 +158,7 @@ def evaluate(config: DictConfig, out: Path) -> tuple[list[Record], dict[str, str
     """
     options = plain(config.options) or {}
     methods = chosen_methods(plain(config.methods), options, METHODS)
+    check_options(options, METHODS)
     scans = list(dict.fromkeys(listed("held_out", plain(config.held_out), int)))
     start_anew(config, out, methods, options)
     missing: dict[str, str] = {}

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import labels
@@ -43,6 +43,7 @@ def no_motion(reference: sitk.Image, target: sitk.Image, **settings: Any) -> Pai
 def on_cpu(method: PairMethod) -> PairMethod:
     """A method that has no choice of a device."""
 
+    @wraps(method)
     def register(reference: sitk.Image, target: sitk.Image, *, device: str, **settings: Any) -> PairRegistration:
         return method(reference, target, **settings)
 
@@ -52,12 +53,14 @@ def on_cpu(method: PairMethod) -> PairMethod:
 def in_lungs(method: PairMethod) -> PairMethod:
     """A method that draws its points from the target's lungs, found by thresholds: CT in HU alone."""
 
+    @wraps(method)
     def register(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
         return method(reference, target, mask=lungs_of(target, body_of(target)), **settings)
 
     return register
 
 
+@wraps(anatomy_cnn)
 def lungs_meet(reference: sitk.Image, target: sitk.Image, **settings: Any) -> PairRegistration:
     """The anatomically constrained CNN, with both images' lungs found by thresholds: CT in HU alone."""
     masks = {

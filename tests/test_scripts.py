@@ -490,6 +490,18 @@ def test_contours_in_the_terminal_are_each_ones_own() -> None:
     assert [set(line[-6:]) for line in lines] == [{"0.25"}, {"0.75"}]
 
 
+def test_a_mean_over_some_images_says_so() -> None:
+    script = importlib.import_module("eval_interpolation")
+    with_contour = {"method": script.STNERP, "psnr_db": 30.0, "dice_tumour": 0.9, "folded_voxels": 1}
+    without = {"method": script.STNERP, "psnr_db": 32.0, "folded_voxels": 2}
+    (row,) = script.summarise([with_contour, without])
+    assert (row["images"], row["psnr_db"], row["folded_voxels"]) == (2, 31.0, 3)
+    assert (row["dice_tumour"], row["dice_tumour_images"]) == (0.9, 1)
+    assert "psnr_db_images" not in row
+    (note,) = script.of_some([row], ["method", "psnr_db", "dice_tumour"])
+    assert note == "stnerp: dice_tumour over 1 of 2 images, the others have none"
+
+
 def test_a_warning_says_that_it_is_one_and_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = importlib.import_module("run_directory")
     config = importlib.import_module("configuration").OmegaConf.create(
