@@ -17,6 +17,7 @@ import SimpleITK as sitk
 import torch
 
 from stnerp import Grid, InputError, StnerpError, __version__
+from stnerp.fit import REVISION
 from stnerp.presets import FAST, FLOW, PAPER
 
 logger = logging.getLogger("stnerp.scripts")
@@ -233,9 +234,9 @@ def notes(records: Sequence[Record], missing: Mapping[Any, str], labels: Mapping
 
 
 def library() -> str:
-    """What computes results: the library's version, and what tells one state of its presets from another."""
+    """What computes results: the library's version, and what tells one state of fit and presets from another."""
     digest = hashlib.blake2b(repr((FAST, PAPER, FLOW)).encode(), digest_size=4).hexdigest()
-    return f"stnerp {__version__}, presets {digest}"
+    return f"stnerp {__version__}, fit {REVISION}, presets {digest}"
 
 
 def hardware() -> str:

@@ -55,6 +55,11 @@ Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of
 Places = Callable[[slice], torch.Tensor]  # cube points (1, z, y, x, 3) of a slab of slices
 
 
+#: Raised whenever the same scans, settings and seed give another model: a half-done fit doesn't go on under
+#: another loss, and tables tell results of one revision from another's.
+REVISION = 1
+
+
 @own_random_numbers
 def fit_deformation(
     series: Series,
@@ -114,14 +119,15 @@ def fit_deformation(
     unaligned = np.stack([np.eye(4)] * len(series))
     patient = patient_points(series) if chosen.region == "patient" else None
     region = box_around(patient, series.grid, unaligned)
-    images = len(fitted_images(series, chosen))
-    require_memory(def_net_bytes(region, images, basis.size, chosen, ref_net is not None), where, "Def-Net")
+    parts = _parts(series, region, unaligned, chosen)
+    needed = def_net_bytes(region, parts, basis.size, chosen, ref_net is not None)
+    require_memory(needed, where, "Def-Net")
     if appearance == "blend":
         require_memory(flow_bytes(region, len(series), FLOW), where, "the flow between neighbours")
     identity: dict[str, object] = {}
     if checkpoint is not None:
         asked = {"align": align, "appearance": appearance, "guided_times": guided_times, "seed": seed}
-        depends_on = {"network": "Def-Net", **_identity(series, ref_net, init), **asked}
+        depends_on = {"network": "Def-Net", "revision": REVISION, **_identity(series, ref_net, init), **asked}
         assert not depends_on.keys() & asdict(chosen).keys()  # one would hide the other
         identity = {**depends_on, **asdict(chosen)}
     with Progress(None if checkpoint is None else Path(checkpoint), identity, checkpoint_seconds) as fit:
@@ -130,6 +136,10 @@ def fit_deformation(
         alignments = aligned["matrices"].numpy()
         _require_common(series, alignments)
         region = box_around(patient, series.grid, alignments)
+        parts = _parts(series, region, alignments, chosen)  # larger ones, of images that are turned
+        aligned_needed = def_net_bytes(region, parts, basis.size, chosen, ref_net is not None)
+        if aligned_needed > needed:
+            require_memory(aligned_needed, where, "Def-Net")
         if region != series.grid:
             share = 100 * region.voxels / series.grid.voxels
             logger.info("Def-Net covers the patient's box, %.0f %% of the image; region='image': all of it", share)
@@ -265,7 +275,11 @@ def _optimise(
     detail = net.detail if isinstance(net, FactorisedDefNet) else None
     adam = torch.optim.Adam([p for p in net.parameters() if p is not detail], lr=settings.learning_rate)
     fitted = fitted_images(series, settings)
-    lengths = [level.steps(net.grid, len(fitted), settings.voxels_per_step) for level in settings.levels]
+    parts = _parts(series, net.grid, alignments, settings)
+    lengths = [
+        level.steps([level.voxels_beside(net.grid, part).shape for part in parts], settings.voxels_per_step)
+        for level in settings.levels
+    ]
     steps = sum(lengths)
     optimisers: list[torch.optim.Optimizer] = [adam]
     schedules = [cosine(adam, steps)] if settings.decay == "cosine" else []
@@ -336,6 +350,11 @@ def fitted_images(series: Series, settings: DefNetSettings) -> list[int]:
     return list(series.targets) if settings.form == "factorised" else list(range(len(series)))
 
 
+def _parts(series: Series, region: Grid, alignments: np.ndarray, settings: DefNetSettings) -> list[Grid]:
+    """Of each image that is compared the part of its grid where pre-alignment has the region."""
+    return [part_around(region, Grid.of(series.images[i]), alignments[i]) for i in fitted_images(series, settings)]
+
+
 def _pulled_reference(ref_net: RefNet | None, series: Series, settings: DefNetSettings) -> np.ndarray | RefNet:
     """What is pulled back: the scan's voxels (z, y, x), Ref-Net's, or Ref-Net itself."""
     if ref_net is None:
@@ -361,6 +380,7 @@ class _Target:
     voxels: Grid  # that are compared: the image's own, or coarser ones
     places: Places | None  # where pre-alignment has them in the reference's cube; None: where the level's own are
     similarity: Similarity
+    share: Callable[[slice], float]  # of a slab's voxels that are compared, beside the same of the whole image
     overlap: int  # of slabs, in slices: each window lies whole in one
     moved_sigma: tuple[float, float, float]  # of the Gaussian that the moved reference passes, voxels (z, y, x)
     guides: Mapping[str, Guide]
@@ -446,6 +466,7 @@ class _Level:
                 voxels=voxels,
                 places=places,
                 similarity=_similarity(settings, fixed, weight, voxels, contrast),
+                share=_share_of(covered),
                 overlap=max(2, radius),
                 moved_sigma=tuple(moved_sigma.tolist()),
                 guides=guides.get(i, {}),
@@ -543,9 +564,9 @@ class _Level:
         """The weighted terms of the loss at one time, from its velocity (1, 3, z, y, x) on the lattice."""
         settings, spacing_mm = self.settings, self.lattice.spacing_mm
         displacement = exponential(velocity_mm / self.half_extent_mm, settings.squarings)
-        terms: dict[str, torch.Tensor] = {
-            settings.loss: target.similarity(self._pull_back(displacement, target, slab), slab)
-        }
+        # The mean over a slab counts by how much it is a mean of: at the ends of a turned image it is little.
+        similarity = target.similarity(self._pull_back(displacement, target, slab), slab)
+        terms: dict[str, torch.Tensor] = {settings.loss: target.share(slab) * similarity}
         terms |= self._penalties(velocity_mm, target)
         if target.time in self.given_back:
             terms["given_back"] = -(self.given_back[target.time] * velocity_mm).sum()
@@ -593,6 +614,13 @@ def _similarity(
     if weight is None:
         return lambda moved, slab: measure(fixed[:, :, slab], moved)
     return lambda moved, slab: measure(fixed[:, :, slab], moved, weight[:, :, slab])
+
+
+def _share_of(covered: np.ndarray) -> Callable[[slice], float]:
+    """Of slabs of a mask (z, y, x) their density, relative to that of all; 1 where nothing is covered."""
+    of_slices = covered.mean(axis=(1, 2))
+    whole = of_slices.mean()
+    return lambda slab: float(of_slices[slab].mean() / whole) if whole else 1.0
 
 
 def _places(matrix: np.ndarray, voxels: Grid, device: torch.device) -> Places:

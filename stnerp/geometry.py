@@ -18,6 +18,7 @@ lengths and gradients are physical while the grid stays axis-aligned).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -329,7 +330,7 @@ def random_slabs(
     counts = [slab_count(shape, voxels_per_step) for shape in shapes]
     if max(counts) == 1:
         return [slice(0, shape[0]) for shape in shapes]
-    chosen = draw.permutation(len(shapes)) + draw.integers(max(counts))
+    chosen = draw.permutation(len(shapes)) + draw.integers(math.lcm(*counts))  # of each array any slab, evenly
     reach = [overlaps] * len(shapes) if isinstance(overlaps, int) else overlaps
     return [
         slice(max(k % n * slices // n - more, 0), min((k % n + 1) * slices // n + more, slices))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def ref_net_bytes(grid: Grid, settings: RefNetSettings) -> float:
 
 
 def def_net_bytes(
-    grid: Grid, images: int, functions: int, settings: DefNetSettings, ref_net: bool = True
+    grid: Grid, scans: Sequence[Grid], functions: int, settings: DefNetSettings, ref_net: bool = True
 ) -> float:
     """The most that `fit_deformation` holds besides the series, in bytes.
 
@@ -67,12 +67,12 @@ def def_net_bytes(
 
     Args:
         grid: that Def-Net covers: the reference's or a part of it.
-        images: that are compared.
+        scans: of each image that is compared the part that shows this, `region.part_around`.
         functions: of time (`TimeBasis.size`).
         settings: of the fit.
         ref_net: with a Ref-Net or without.
     """
-    return max(_level_bytes(grid, images, functions, settings, level, ref_net) for level in settings.levels)
+    return max(_level_bytes(grid, scans, functions, settings, level, ref_net) for level in settings.levels)
 
 
 def flow_bytes(grid: Grid, images: int, settings: DefNetSettings) -> float:
@@ -80,17 +80,18 @@ def flow_bytes(grid: Grid, images: int, settings: DefNetSettings) -> float:
     each made with `READ` numbers a voxel."""
     fine = max(level.voxels(grid, refine=2).voxels for level in settings.levels)
     kept = images * (fine + grid.voxels) + READ * fine
-    return def_net_bytes(grid, 2, images, settings, ref_net=False) + NUMBER * kept
+    return def_net_bytes(grid, [grid] * 2, images, settings, ref_net=False) + NUMBER * kept
 
 
 def _level_bytes(
-    grid: Grid, images: int, functions: int, settings: DefNetSettings, level: Level, ref_net: bool
+    grid: Grid, scans: Sequence[Grid], functions: int, settings: DefNetSettings, level: Level, ref_net: bool
 ) -> float:
-    voxels, fine = level.voxels(grid).voxels, level.voxels(grid, refine=2).voxels
+    images, fine = len(scans), level.voxels(grid, refine=2).voxels
+    voxels = [level.voxels_beside(grid, scan).voxels for scan in scans]
     lattice, network = level.lattice(grid).voxels, level.lattice(grid).voxels
     at_once = images if level.times_per_step is None else min(level.times_per_step, images)
-    looked_at = min(voxels, 1.2 * settings.voxels_per_step) if settings.voxels_per_step else voxels
-    kept = (2 if ref_net else 1) * grid.voxels + fine + TARGET[settings.loss] * voxels * images
+    looked_at = min(max(voxels), 1.2 * settings.voxels_per_step) if settings.voxels_per_step else max(voxels)
+    kept = (2 if ref_net else 1) * grid.voxels + fine + TARGET[settings.loss] * sum(voxels)
     step = STEP[settings.loss] * looked_at
     if ref_net and settings.reference == "network":
         step += FROZEN_LAYER * min(looked_at, POINTS) * settings.layers * settings.width
@@ -110,7 +111,7 @@ def _level_bytes(
     # A pass of few points is kept until its gradient is needed, a longer one is made again, piece by piece.
     piece = _siren(min(network, POINTS), settings.layers, settings.width)
     graph = passes * piece if network <= POINTS else 0
-    made = SMOOTHING * grid.voxels
+    made = SMOOTHING * max(scan.voxels for scan in [grid, *scans])
     rendered = RENDERED * min(grid.voxels, SLAB_POINTS) if ref_net else 0
     return LOADED + NUMBER * (kept + velocity + max(rendered, made, graph + step + squaring, piece))
 

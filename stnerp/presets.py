@@ -16,6 +16,7 @@ import numpy as np
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple, slab_count
 from stnerp.preprocess import spacing_along, thinner_sigma_mm
+from stnerp.warp import Shape
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,18 @@ class Level:
         x, y, z = widest.tolist()
         return grid.with_spacing((x, y, z))
 
-    def steps(self, grid: Grid, targets: int, voxels_per_step: int | None) -> int:
+    def steps(self, shapes: Sequence[Shape], voxels_per_step: int | None) -> int:
         """Steps of Adam: √n times `iterations` where a step looks at an n-th of the voxels alone.
 
         Of each target it looks at a slab, of different ones at different slabs, as far as they go round: a series
         is seen whole in every step where one pair of the same size is not, and stops too early.
+
+        Args:
+            shapes: (z, y, x) of the voxels of each target that are compared.
         """
-        slabs = slab_count(self.voxels(grid).shape, voxels_per_step)
-        return round(self.iterations * math.sqrt(max(1.0, slabs / min(targets, self.times_per_step or targets))))
+        slabs = float(np.mean([slab_count(shape, voxels_per_step) for shape in shapes]))
+        at_once = min(len(shapes), self.times_per_step or len(shapes))
+        return round(self.iterations * math.sqrt(max(1.0, slabs / at_once)))
 
     def aliasing_sigma_mm(self, grid: Grid, image: Grid) -> Triple:
         """σ along an image's x, y and z of the Gaussian that it passes before it is read at a level's voxels.

@@ -21,6 +21,7 @@ from test_scripts import run as run_script
 import stnerp
 from stnerp import InputError
 from stnerp.baselines.pair import PairRegistration, registration_of
+from stnerp.fit import REVISION
 from stnerp.geometry import Grid
 from stnerp.io.dirlab import GRIDS, WEBSITE, dirlab_case, dirlab_grid, write_case
 from stnerp.presets import FAST
@@ -376,7 +377,7 @@ def test_rows_that_other_versions_measured_are_told(tmp_path: Path, monkeypatch:
         return record | about
 
     first, label = made(1), {"idir": "IDIR"}
-    assert first["library"].startswith(f"stnerp {stnerp.__version__}, presets ")
+    assert first["library"].startswith(f"stnerp {stnerp.__version__}, fit {REVISION}, presets ")
     assert results.notes([first, made(2)], {}, label) == []
     monkeypatch.setattr(results, "FAST", replace(FAST, def_net=replace(FAST.def_net, diffusion=9.0)))
     other = made(3)

@@ -277,7 +277,8 @@ def test_some_voxels_per_step(phantom: Phantom, phantom_series: Series, loss: st
     # Which slab comes last is drawn: with 20 steps brightness alone leaves one time or another 0.65 to 0.8 of it.
     settings["levels"] = [(20, 20, 20), (10, 20, 30)]
     model = fit_deformation(phantom_series, None, **settings)
-    lengths = [level.steps(phantom_series.grid, 3, 3000) for level in model.settings.levels]
+    shapes = [level.voxels(phantom_series.grid).shape for level in model.settings.levels]
+    lengths = [level.steps([shape] * 3, 3000) for level, shape in zip(model.settings.levels, shapes, strict=True)]
     assert [row["level"] for row in model.history] == [1] * lengths[0] + [2] * lengths[1]
     for t in phantom_series.times[1:]:
         assert tre_mm(model, phantom, t) < 0.7 * tre_mm(model, phantom, t, times=0)
@@ -523,6 +524,42 @@ def test_a_target_is_compared_at_its_own_voxels_wherever_they_lie() -> None:
     step[:, 0] = 3.0 / grid.half_extent_mm[0]
     moved = compared._pull_back(step, target, slice(4, 7))[0, 0].numpy()
     np.testing.assert_allclose(moved[:, 3:-3, 3:-3], there[part][4:7, 3:-3, 3:-3] + 0.012, atol=2e-4)
+
+
+def test_slabs_of_a_turned_target_together_count_as_the_whole() -> None:
+    """At its ends a slab shows a corner of the reference, and counts as little as that; a fit counts its slabs."""
+    grid = Grid((24, 24, 24), (2.0, 2.0, 2.0), (-23.0, -23.0, -23.0))
+    turn = Rotation.from_euler("x", 40.0, degrees=True).as_matrix()
+    corner = turn @ (-35.0, -35.0, -31.0)
+    target_grid = Grid((36, 36, 32), (2.0, 2.0, 2.0), tuple(corner), tuple(turn.ravel()))
+    draw = np.random.default_rng(0)
+    images = [g.image(draw.random(g.shape, np.float32)) for g in (grid, target_grid)]
+    series = load_series(images, [0.0, 1.0], window=Window(0.0, 1.0))
+    level = Level(2, 8, 4)
+    settings = dataclasses.replace(FAST.def_net, loss="mse", smoothing=0.0, levels=(level,), width=8)
+    net = def_net_of(grid, TimeBasis(series.times, 0.0, None), settings)
+    matrices = np.stack([np.eye(4)] * 2)
+    compared = _Level(net, normalised(images[0], series.window), series, matrices, settings, {}, level)
+    target = compared.targets[1]
+    still = torch.zeros(1, 3, *compared.lattice.shape)
+    slices = target.voxels.shape[0]
+    parts = [slice(k, k + slices // 4) for k in range(0, slices, slices // 4)]
+    assert len(parts) == 4  # of a whole number of slices
+
+    def similarity(slab: slice) -> float:
+        return float(target.similarity(compared._pull_back(still, target, slab), slab))
+
+    # Sums of float32 in another order.
+    weighted = [target.share(slab) * similarity(slab) for slab in parts]
+    assert np.mean(weighted) == pytest.approx(similarity(slice(None)), rel=1e-5)
+    assert target.share(parts[0]) < 0.7 < 1.2 < target.share(parts[1])
+
+    per_step = target.voxels.voxels // 4
+    assert round(grid.voxels / per_step) == 2  # of the reference's own there would be two, and √2 times 4 steps
+    model = fit_deformation(
+        series, align="none", levels=[(2, 8, 4)], width=8, voxels_per_step=per_step, progress=False, device="cpu"
+    )
+    assert len(model.history) == 2 * 4
 
 
 def test_what_is_given_back_is_the_penalties_pull() -> None:

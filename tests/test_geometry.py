@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -252,6 +254,19 @@ def test_slabs_of_one_step_show_all_slices() -> None:
     alone = {random_slabs([(30, 10, 10)], 1000, draw)[0].start for _ in range(50)}
     assert alone == {0, 8, 18}  # no slab is left out where a step sees one image
     assert random_slabs([(30, 10, 10)] * 2, None, draw) == [slice(0, 30)] * 2
+
+
+def test_slabs_of_images_of_other_sizes() -> None:
+    draw = np.random.default_rng(0)
+    shapes, overlaps = [(30, 10, 10), (40, 10, 10), (9, 10, 10)], [2, 5, 1]
+    drawn = [random_slabs(shapes, 1000, draw, overlaps) for _ in range(1200)]
+    of_each = [Counter((slab.start, slab.stop) for slab in slabs) for slabs in zip(*drawn, strict=True)]
+    assert set(of_each[0]) == {(0, 12), (8, 22), (18, 30)}
+    assert set(of_each[1]) == {(0, 15), (5, 25), (15, 35), (25, 40)}
+    assert set(of_each[2]) == {(0, 9)}
+    # Each slab of an image as often as the others: 400 ± 16 and 300 ± 15 of 1200 draws, four standard deviations.
+    assert all(abs(n - 400) < 66 for n in of_each[0].values())
+    assert all(abs(n - 300) < 60 for n in of_each[1].values())
 
 
 def test_as_many_slabs_as_are_counted() -> None:

@@ -24,23 +24,23 @@ SMALL = Grid((144, 112, 72), (2.5, 2.5, 2.5))
 @pytest.mark.parametrize("preset", [FAST, PAPER], ids=["fast", "paper"])
 def test_more_voxels_images_and_times_need_more(preset: object) -> None:
     settings = preset.def_net  # type: ignore[attr-defined]
-    needed = def_net_bytes(SMALL, 3, 2, settings)
-    assert def_net_bytes(CT, 3, 2, settings) > needed
-    assert def_net_bytes(SMALL, 9, 2, settings) > needed
-    assert def_net_bytes(SMALL, 3, 6, settings) >= needed
-    assert def_net_bytes(SMALL, 3, 2, settings, ref_net=False) < needed
+    needed = def_net_bytes(SMALL, [SMALL] * 3, 2, settings)
+    assert def_net_bytes(CT, [CT] * 3, 2, settings) > needed
+    assert def_net_bytes(SMALL, [SMALL] * 9, 2, settings) > needed
+    assert def_net_bytes(SMALL, [SMALL] * 3, 6, settings) >= needed
+    assert def_net_bytes(SMALL, [SMALL] * 3, 2, settings, ref_net=False) < needed
     ref_net = preset.ref_net  # type: ignore[attr-defined]
     assert ref_net_bytes(CT, ref_net) > ref_net_bytes(SMALL, ref_net)
 
 
 def test_the_dearest_level_counts_and_slabs_bound_it() -> None:
     coarse = replace(FAST.def_net, levels=FAST.def_net.levels[:1])
-    assert def_net_bytes(CT, 9, 6, coarse) < def_net_bytes(CT, 9, 6, FAST.def_net)
+    assert def_net_bytes(CT, [CT] * 9, 6, coarse) < def_net_bytes(CT, [CT] * 9, 6, FAST.def_net)
     # The network on few points, so that what a step looks at is the dearest.
     everywhere = replace(FAST.def_net, levels=(Level(1.0, 4.0, 1),), network_mm=12.0, voxels_per_step=None)
     some = replace(everywhere, voxels_per_step=2**20)
     fewer = replace(everywhere, voxels_per_step=2**19)
-    needed = [def_net_bytes(CT, 9, 6, settings) for settings in (fewer, some, everywhere)]
+    needed = [def_net_bytes(CT, [CT] * 9, 6, settings) for settings in (fewer, some, everywhere)]
     assert needed == sorted(needed)
     # A step of so many voxels takes the same of any image.
     voxels = CT.with_spacing((1.0, 1.0, 2.5)).voxels
@@ -133,7 +133,7 @@ def test_prediction_and_measurement(size: tuple[int, int, int]) -> None:
     before = held("VmRSS")
     levels = [(level.spacing_mm, level.lattice_mm, 1) for level in FAST.def_net.levels]
     fit_deformation(series, None, levels=levels, progress=False, device="cpu")
-    print(def_net_bytes(grid, 3, 2, FAST.def_net, ref_net=False) / (held("VmHWM") - before))
+    print(def_net_bytes(grid, [grid] * 3, 2, FAST.def_net, ref_net=False) / (held("VmHWM") - before))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True

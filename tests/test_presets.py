@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -49,14 +50,15 @@ def test_presets_by_name() -> None:
 
 
 def test_more_steps_where_one_sees_a_part() -> None:
-    grid = Grid(size=(64, 64, 64), spacing_mm=(2.0, 2.0, 2.0))
+    shape, quarter = (64, 64, 64), 64**3 // 4
     level = Level(2, 4, 45)
-    assert level.steps(grid, 1, None) == level.steps(grid, 1, 64**3) == 45
-    assert level.steps(grid, 1, 64**3 // 4) == 90  # a quarter at a time: √4 times as many
-    assert level.steps(grid, 2, 64**3 // 4) == 64  # two images show two quarters
-    assert level.steps(grid, 4, 64**3 // 4) == level.steps(grid, 9, 64**3 // 4) == 45
-    assert Level(2, 4, 45, times_per_step=1).steps(grid, 9, 64**3 // 4) == 90
-    assert Level(4, 4, 45).steps(grid, 1, 64**3 // 4) == 45  # an eighth of the voxels
+    assert level.steps([shape], None) == level.steps([shape], 64**3) == 45
+    assert level.steps([shape], quarter) == 90  # a quarter at a time: √4 times as many
+    assert level.steps([shape] * 2, quarter) == 64  # two images show two quarters
+    assert level.steps([shape] * 4, quarter) == level.steps([shape] * 9, quarter) == 45
+    assert Level(2, 4, 45, times_per_step=1).steps([shape] * 9, quarter) == 90
+    assert level.steps([(32, 32, 32)], quarter) == 45  # an eighth of the voxels
+    assert level.steps([shape, (32, 32, 32)], quarter) == round(45 * math.sqrt((4 + 1) / 2 / 2))  # each on its own
 
 
 def test_changes_leave_the_rest() -> None:
