@@ -438,7 +438,8 @@ class _Level:
         self.targets: dict[int, _Target] = {}
         for i in fitted_images(series, settings):
             # An image is compared at its own voxels, wherever pre-alignment has them: read between them, it would
-            # be blurred here and not there, and its noise with it.
+            # be blurred here and not there, and its noise with it. Where they are finer than the level's, at
+            # coarser ones along its own axes, which its Gaussian is wide enough for.
             image, own = series.images[i], Grid.of(series.images[i])
             box = part_around(grid, own, alignments[i])
             values, shown = compared(image, series.window)

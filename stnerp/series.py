@@ -166,7 +166,7 @@ def load_series(
     _check_overlap(loaded, names, reference)
     grids = [Grid.of(image) for image in loaded]
     if not all(grid.is_close(grids[reference]) for grid in grids):
-        logger.info("the images' grids differ: pictures will be on that of %s", names[reference])
+        logger.info("the images' grids differ: without another one, answers are drawn on %s's", names[reference])
     shared = Window.of(window, loaded)
     for image, name in zip(loaded, names, strict=True):
         check_contrast(image, name, shared)
