@@ -8,7 +8,8 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,14 @@ def recorded(
 
     Raises:
         InputError: the result there is of other arguments.
+        OSError: it can't be read, or none be written.
     """
     asked = _read_again(arguments)
-    if path.is_file() and not _forgotten(path):
-        record = record_of(path)
-        if not record["failure"]:
-            if {"scans": asked.get("scans"), **record["arguments"]} != {"scans": None, **asked}:
-                raise InputError(
-                    f"{path}: was measured with other settings; choose another out= or overwrite=true"
-                )
-            return record, False
+    before = _whole_record(path)
+    if before is not None and not before["failure"]:
+        if {"scans": asked.get("scans"), **before["arguments"]} != {"scans": None, **asked}:
+            raise InputError(f"{path}: was measured with other settings; choose another out= or overwrite=true")
+        return before, False
     result: Mapping[str, Any] = {}
     failure = ""
     logger.info("%s ...", path.stem)
@@ -66,33 +65,59 @@ def recorded(
         logger.debug("%s failed", path.stem, exc_info=not known)  # to the file only
     about = {"hardware": hardware(), "library": library()}
     record = {"arguments": asked, "result": dict(result), "failure": failure, **about}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, record)
     return record, True
 
 
+def write_whole(path: Path, values: Mapping[Any, Any]) -> None:
+    """Values as JSON, whole or not at all: beside their place first, then into it; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
 def read_records(folder: Path) -> list[Record]:
-    """All records of a folder, by name; damaged ones are told and removed."""
-    return [record_of(path) for path in sorted(folder.glob("[!.]*.json")) if not _forgotten(path)]
+    """All records of a folder, by name; damaged ones are told and set aside."""
+    return [record for _, record in _whole_records(folder)]
 
 
 def record_of(path: Path) -> Record:
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    """What a file holds.
+
+    Raises:
+        ValueError: that isn't a record.
+    """
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not (isinstance(record, dict) and all(isinstance(record.get(n), dict) for n in ("arguments", "result"))):
+        raise ValueError(f"{path}: holds no record of a measurement")
     return record
 
 
-def _forgotten(path: Path) -> bool:
-    """Whether a record was damaged, by a full disk or a bad copy; it is then removed, and measured again."""
+def _whole_records(folder: Path) -> Iterator[tuple[Path, Record]]:
+    for path in sorted(folder.glob("[!.]*.json")):
+        if (record := _whole_record(path)) is not None:
+            yield path, record
+
+
+def _whole_record(path: Path) -> Record | None:
+    """A record; None where there is none, or a damaged one (a full disk, a bad copy), which is then set aside
+    under another name, so that it is measured again.
+
+    Raises:
+        OSError: it can't be read just now, which says nothing of what it holds.
+    """
     try:
-        if isinstance(record_of(path), dict):
-            return False
-    except (OSError, ValueError):
-        pass
-    logger.warning("%s: is damaged and is forgotten; what it held is measured again where it is asked for", path)
-    path.unlink()
-    return True
+        return record_of(path)
+    except FileNotFoundError:  # another program has just set it aside
+        return None
+    except ValueError:
+        aside = path.with_name(f"{path.name}.damaged")
+    text = "%s: is damaged and is set aside as %s; what it held is measured again where it is asked for"
+    logger.warning(text, path, aside.name)
+    with suppress(FileNotFoundError):
+        os.replace(path, aside)
+    return None
 
 
 def fingerprint_of_data(
@@ -121,12 +146,11 @@ def check_scans(folder: Path, case: int, scans: str) -> None:
     Raises:
         InputError: a result of other ones. Records of before there were fingerprints are taken as they are.
     """
-    for path in sorted(folder.glob("[!.]*.json")):
-        record = record_of(path)
+    for path, record in _whole_records(folder):
         asked = record["arguments"]
         if asked["case"] == case and record["result"] and asked.get("scans", scans) != scans:
             raise InputError(
-                f"{path}: case {case} had other scans, times, contours or landmarks when it was measured; "
+                f"{path.name}: case {case} had other scans, times, contours or landmarks when it was measured; "
                 "choose another out= or overwrite=true"
             )
 
@@ -175,10 +199,7 @@ def check_same(
     Raises:
         InputError: a result of other ones. Failures of other ones are forgotten.
     """
-    for path in sorted(folder.glob("[!.]*.json")):
-        if _forgotten(path):
-            continue
-        record = record_of(path)
+    for path, record in _whole_records(folder):
         asked = record["arguments"]
         wanted = {
             "common": common,
@@ -190,7 +211,7 @@ def check_same(
             told = " and ".join("settings" if name == "common" else name for name in other)
             raise InputError(f"{path}: was measured with other {told}; choose another out= or overwrite=true")
         if other:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _read_again(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,12 +231,15 @@ def notes(records: Sequence[Record], missing: Mapping[Any, str], labels: Mapping
     """What was changed, is missing, failed or was measured by another version than the rest, a line each.
 
     Args:
-        missing: cases that could not be read, and why.
+        missing: cases that were left out, and why.
         labels: of the methods.
     """
+    with_results = {str(record["arguments"]["case"]) for record in records if record["result"]}
     changed = {r["arguments"]["method"]: r["arguments"]["options"] for r in records if r["arguments"]["options"]}
     lines = [f"- {labels[method]} ran with {json.dumps(options)}" for method, options in changed.items()]
-    lines += [f"- case {case}: {reason}" for case, reason in missing.items()]
+    for case, reason in missing.items():
+        beside = "left out now, its results are of before: " if str(case) in with_results else ""
+        lines.append(f"- case {case}: {beside}{reason}")
     failures: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record["failure"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -105,6 +107,72 @@ def test_a_damaged_result_is_measured_again(tmp_path: Path, capsys: pytest.Captu
     assert f"{path}: is damaged" in told.out + told.err
     again, first = (json.loads(text) for text in (path.read_text(encoding="utf-8"), before))
     assert again["result"]["images"] == first["result"]["images"]
+    # What it held stays beside it, and is no result.
+    assert kept(out).keys() == {path.name, f"{path.name}.damaged"}
+    assert kept(out)[f"{path.name}.damaged"] == before[: len(before) // 2]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Any:
+    """The module, and a.json and b.json, two records, in the folder."""
+    module = importlib.import_module("results")
+    for name in ("a", "b"):
+        module.recorded(tmp_path / f"{name}.json", {"name": name}, lambda: {"seconds": 1.0})
+    return module
+
+
+def names_of(records: Any) -> list[str]:
+    return [record["arguments"]["name"] for record in records]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"arguments": {}}', '{"arguments": {}, "result": []}', b"\xff".decode("latin-1")]
+)
+def test_what_is_no_record_is_set_aside(text: str, results: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="latin-1")
+    assert names_of(results.read_records(tmp_path)) == ["b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json.damaged", "b.json"]
+    record, new = results.recorded(tmp_path / "a.json", {"name": "a"}, lambda: {"seconds": 2.0})
+    assert new
+    assert record["result"] == {"seconds": 2.0}
+    assert names_of(results.read_records(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_cannot_be_read_just_now_costs_no_result(
+    number: int, results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, *arguments: Any, **more: Any) -> str:
+        raise OSError(number, "passing", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", broken)
+        for read in (
+            lambda: results.read_records(tmp_path),
+            lambda: results.recorded(tmp_path / "a.json", {"name": "a"}, lambda: {"seconds": 2.0}),
+            lambda: results.check_same(tmp_path, {}, {}, {}),
+        ):
+            with pytest.raises(OSError, match="passing"):
+                read()
+    assert names_of(results.read_records(tmp_path)) == ["a", "b"]
+
+
+def test_two_programs_may_set_a_damaged_result_aside_at_once(
+    results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    read, replaced = results.record_of, []
+
+    def slow(path: Path) -> Any:
+        try:
+            return read(path)
+        except ValueError:
+            replaced.append(path.rename(path.with_name(f"{path.name}.damaged")))  # the other one was faster
+            raise
+
+    monkeypatch.setattr(results, "record_of", slow)
+    assert names_of(results.read_records(tmp_path)) == ["b"]
+    assert replaced == [tmp_path / "a.json.damaged"]
 
 
 def test_dirlab_s_landmarks_are_part_of_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
