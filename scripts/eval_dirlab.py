@@ -38,6 +38,7 @@ from results import (
     fingerprint_of_data,
     listed,
     recorded,
+    write_whole,
 )
 from run_directory import CONFIGS, launch, logger, plain, run_directory, write_config, wrote
 from scores import everywhere, within
@@ -82,14 +83,19 @@ def main(config: DictConfig) -> None:
                 pair = Pair(case, known_motion(common["data"], number) if known else None)
                 scans = pair.fingerprint()
             except InputError as error:
-                missing[number] = str(error)
-                logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
+                leave_out(missing, number, error)
                 continue
-            missing.pop(number, None)
             for path in old:  # not before a case is there: a folder's name with a slip would cost them
                 path.unlink(missing_ok=True)
             old = []
-            check_scans(results, number, scans)
+            try:
+                check_scans(results, number, scans)
+            except InputError as error:
+                if len(set(cases)) == 1:
+                    raise
+                leave_out(missing, number, error)
+                continue
+            missing.pop(number, None)
             if common["data"]["kind"] == "dirlab":
                 pair.compare_with_published()
             for method in methods:
@@ -107,7 +113,9 @@ def main(config: DictConfig) -> None:
         records = sorted_records(results)
         if not records:
             raise MissingFileError(next(iter(missing.values())))
-        note_missing(out / MISSING, missing)
+        missing = {number: without_folder(reason, common["data"]) for number, reason in missing.items()}
+        measured = {record["arguments"]["case"] for record in records if record["result"]}
+        note_missing(out / MISSING, {n: reason for n, reason in missing.items() if n not in measured})
         write_tables(out, records, missing)
         wrote(out / "eval_dirlab.log")
         end_without_result(records)
@@ -120,14 +128,31 @@ def missing_before(path: Path) -> dict[int, str]:
     """Cases that were asked for and had no data, in this run directory, and why."""
     if not path.is_file():
         return {}
-    return {int(number): str(reason) for number, reason in json.loads(path.read_text(encoding="utf-8")).items()}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {int(number): str(reason) for number, reason in kept.items()}
+    except (ValueError, AttributeError):
+        logger.warning("%s: is damaged and ignored; ask again for cases without data, so that they count", path)
+        return {}
+
+
+def leave_out(missing: dict[int, str], number: int, error: InputError) -> None:
+    """Tell that a case is left out, and why."""
+    missing[number] = str(error)
+    logger.error("case %s: left out: %s", number, str(error).partition("; request")[0])  # said once
+
+
+def without_folder(reason: str, section: Mapping[str, Any]) -> str:
+    """A reason that names the set's folder by its last name, since folders above it tell of a machine."""
+    folder = Path(section.get("folder") or "")
+    return reason.replace(str(folder), folder.name) if folder.name else reason
 
 
 def note_missing(path: Path, missing: Mapping[int, str]) -> None:
-    """Keep which cases had no data, so that tables of later runs count them, too."""
+    """Keep which cases had no data and have no results, so that tables of later runs count them, too."""
     kept = {number: reason for number, reason in missing.items() if number in GRIDS}
     if kept:
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, kept)
     else:
         path.unlink(missing_ok=True)
 

@@ -110,24 +110,36 @@ def readable_cases(
     slip would cost them.
 
     A case that can't be read, or doesn't have what is wanted, is told, put into `missing` with the reason, and
-    left out; where `cases` isn't given, there is no other, and the error is raised.
+    left out; where `cases` isn't given, there is no other, and the error is raised. So is one whose results are
+    of other scans, unless it is the only one.
     """
+
+    def leave_out(number: int, error: InputError) -> None:
+        missing[str(number)] = str(error)
+        logger.error("case %d: left out: %s", number, error)
+
     old = [*(out / "results").glob("*.json"), *(out / "pictures").glob("*.npz")] if config.overwrite else []
-    for number, changes in enumerate(changes_of(config), 1):
+    cases = changes_of(config)
+    for number, changes in enumerate(cases, 1):
         try:
             patient, section = load_case(config, changes)
             wanted = wanted_of(patient)
         except InputError as error:
             if config.cases is None:
                 raise
-            missing[str(number)] = str(error)
-            logger.error("case %d: left out: %s", number, error)
+            leave_out(number, error)
             continue
         for path in old:
-            path.unlink()
+            path.unlink(missing_ok=True)
         old = []
         scans = scans_of(patient)
-        check_scans(out / "results", number, scans)
+        try:
+            check_scans(out / "results", number, scans)
+        except InputError as error:
+            if len(cases) == 1:
+                raise
+            leave_out(number, error)
+            continue
         yield {"case": number, "data": section, "scans": scans}, patient, wanted
 
 

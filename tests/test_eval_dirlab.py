@@ -288,9 +288,23 @@ def test_the_owners_files_with_nothing_edited(
     shutil.rmtree(folder)
     assert WEBSITE in refused(capsys, tmp_path / "other", "data=dirlab", "cases=[1]", "methods=[no_motion]")
     # What was measured stays, whether or not the data does; and so does what was asked for.
-    run(out, "data=dirlab", "cases=[3]", "methods=[no_motion]")
+    run(out, "data=dirlab", "cases=[1,3]", "methods=[no_motion]")
     assert len(rows_of(out / "metrics.csv")) == 1
+    told = (out / "table_4.md").read_text(encoding="utf-8")
+    assert "- case 1: left out now, its results are of before: unpacked: " in told
+    assert "- case 3: unpacked: " in told
+    assert json.loads((out / "missing.json").read_text(encoding="utf-8")).keys() == {"2", "3"}
+    assert str(tmp_path) not in told + (out / "missing.json").read_text(encoding="utf-8")
+    run(out, "data=dirlab", "cases=[3]", "methods=[no_motion]")
+    assert "case 1:" not in (out / "table_4.md").read_text(encoding="utf-8")
     assert "| no motion | 1 of 3 |" in (out / "table_4.md").read_text(encoding="utf-8")
+    # Unless half of it is lost.
+    (out / "missing.json").write_text('{"2": "no', encoding="utf-8")
+    capsys.readouterr()
+    run(out, "data=dirlab", "cases=[3]", "methods=[no_motion]")
+    assert "missing.json: is damaged and ignored" in capsys.readouterr().out
+    assert "| no motion | 1 of 2 |" in (out / "table_4.md").read_text(encoding="utf-8")
+    assert json.loads((out / "missing.json").read_text(encoding="utf-8")).keys() == {"3"}
     # Until it is there.
     folder.mkdir()
     for number in (2, 3):

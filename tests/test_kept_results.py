@@ -175,6 +175,22 @@ def test_two_programs_may_set_a_damaged_result_aside_at_once(
     assert replaced == [tmp_path / "a.json.damaged"]
 
 
+def test_a_case_of_other_scans_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the table tells that its results are of before."""
+    first, second, out = weeks(tmp_path / "first"), weeks(tmp_path / "second"), tmp_path / "out"
+    cases = f"cases=[{{}}, {{manifest: {second}}}]"
+    run(first, out, "held_out=[2]", cases)
+    before = kept(out)
+    shutil.copy(second.parent / "2.nii.gz", second.parent / "1.nii.gz")
+    run(first, out, "held_out=[2,3]", cases)
+    assert kept(out).keys() - before.keys() == {"case01-without3-no_motion.json"}
+    told = "case02-without2-no_motion.json: case 2 had other scans, times, contours or landmarks"
+    printed = capsys.readouterr()
+    assert f"case 2: left out: {told}" in printed.out + printed.err
+    table = (out / "table_2.md").read_text(encoding="utf-8")
+    assert f"- case 2: left out now, its results are of before: {told}" in table
+
+
 def test_dirlab_s_landmarks_are_part_of_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "set"
     data = ["data=dirlab_phantom", f"data.folder={folder}", "data.scale=0.12", "cases=[1]", "methods=[no_motion]"]
@@ -188,3 +204,9 @@ def test_dirlab_s_landmarks_are_part_of_a_case(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         run_script("eval_dirlab", *asked)
     assert "case 1 had other scans" in capsys.readouterr().err
+    # Beside others it is left out, and told.
+    run_script("eval_dirlab", *asked, "cases=[1,2]")
+    assert kept(tmp_path / "out").keys() == {*before, "case02-no_motion.json"}
+    table = (tmp_path / "out" / "table_4.md").read_text(encoding="utf-8")
+    assert "- case 1: left out now, its results are of before: case01-no_motion.json: case 1 had other" in table
+    assert not (tmp_path / "out" / "missing.json").exists()
