@@ -217,7 +217,8 @@ def on_reference(series: Series, index: int) -> np.ndarray:
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per method: how many images, the mean of each score over them, and the sum of folded voxels.
 
-    Where a score is known of some of them alone (an image without a contour): of how many, as `<score>_images`.
+    Where a score is known of some of them alone (an image without a contour, or where one is lost, whose HD95 is
+    NaN): of how many, as `<score>_images`.
     """
     summary = []
     for method in (NO_MOTION, NEAREST, BLEND, STNERP, BLENDED, SEEN):
@@ -226,7 +227,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         mean: dict[str, Any] = {"method": method, "images": len(own)}
         for name in dict.fromkeys(name for row in own for name in row):
-            values = [row[name] for row in own if isinstance(row.get(name), int | float)]
+            known = [row[name] for row in own if isinstance(row.get(name), int | float)]
+            values = [value for value in known if math.isfinite(value)]
             if values and name != "time":
                 mean[name] = sum(values) if name == "folded_voxels" else float(np.mean(values))
                 if len(values) < len(own):

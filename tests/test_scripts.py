@@ -500,6 +500,16 @@ def test_a_mean_over_some_images_says_so() -> None:
     assert "psnr_db_images" not in row
     (note,) = script.of_some([row], ["method", "psnr_db", "dice_tumour"])
     assert note == "stnerp: dice_tumour over 1 of 2 images, the others have none"
+    # A contour that is lost has a Dice of 0 and no HD95.
+    with_contour |= {"hd95_tumour_mm": 4.0}
+    lost = without | {"dice_tumour": 0.0, "hd95_tumour_mm": np.nan}
+    (row,) = script.summarise([with_contour, lost, without])
+    assert (row["dice_tumour"], row["dice_tumour_images"]) == (0.45, 2)
+    assert (row["hd95_tumour_mm"], row["hd95_tumour_mm_images"]) == (4.0, 1)
+    (note,) = script.of_some([row], ["hd95_tumour_mm"])
+    assert note == "stnerp: hd95_tumour_mm over 1 of 3 images, the others have none"
+    (row,) = script.summarise([lost, without])
+    assert "hd95_tumour_mm" not in row
 
 
 def test_a_warning_says_that_it_is_one_and_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
