@@ -46,6 +46,7 @@ class PatientData:
         contours: labels to draw, and whose mean scores tables show.
         seconds: how long reading and checking took; neither making a simulated series counts nor finding the
             patient's files in a collection.
+        nowhere: names of contours that were asked for and are drawn on no scan.
         known_motion: of a stand-in for 4D-Lung: points (..., 3), LPS mm, and two times of the series, to the same
             tissue's points at the second one.
     """
@@ -55,6 +56,7 @@ class PatientData:
     contours: list[int]
     seconds: float
     known_motion: KnownMotion | None = None
+    nowhere: tuple[str, ...] = ()
 
 
 def load_data(config: DictConfig) -> PatientData:
@@ -115,7 +117,7 @@ def _load_data(config: DictConfig) -> PatientData:
     series = load_series(**arguments)
     seconds += time.perf_counter() - start
     names = _label_names(label_names, series)
-    return PatientData(series, names, _contours(values, names), seconds, known_motion)
+    return PatientData(series, names, _contours(values, names, label_names, series), seconds, known_motion)
 
 
 def named_files(config: DictConfig) -> dict[str, Any]:
@@ -316,12 +318,23 @@ def _label_names(given: dict[int, str], series: Series) -> dict[int, str]:
     return names
 
 
-def _contours(values: dict[str, Any], names: dict[int, str]) -> list[int]:
+def _contours(values: dict[str, Any], names: dict[int, str], given: dict[int, str], series: Series) -> list[int]:
+    """Labels of the contours that are asked for.
+
+    Args:
+        names: of the labels on the reference.
+        given: names of labels, whether or not they are drawn.
+
+    Raises:
+        MissingContoursError: one that isn't on the reference; `there` also names those on other scans alone.
+    """
     wanted = values["contours"]
     if wanted is None:
         return list(names)
     unknown = sorted(set(wanted) - set(names.values()))
     if unknown and values["kind"] != "phantom":  # a small phantom may lack some organs
         message = f"data.contours: no label {', '.join(unknown)}; known: {', '.join(names.values()) or 'none'}"
-        raise MissingContoursError(message, unknown, tuple(names.values()))
+        masks = [sitk.GetArrayViewFromImage(mask) for mask in series.masks if mask is not None]
+        drawn = [name for label, name in given.items() if any(np.any(mask == label) for mask in masks)]
+        raise MissingContoursError(message, unknown, tuple(dict.fromkeys([*names.values(), *drawn])))
     return [label for label, name in names.items() if name in wanted]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,28 +14,29 @@ from labels import LABELS
 from results import Record
 from run_directory import logger
 
-from stnerp.errors import MissingContoursError
+from stnerp.errors import InputError, MissingContoursError
 
 Row = Mapping[str, Any]
 
 
 def load_what_is_there(section: DictConfig) -> PatientData:
-    """`load_data`, without the contours that are drawn on no scan: a table shows everything else all the same.
+    """`load_data`, without contours that no scan has, or not the reference: a table shows all else nevertheless.
 
     Raises:
-        InputError: as `load_data`, but for such contours.
+        InputError: as `load_data`, but for such contours; contours to score that aren't among those to read.
     """
-    try:
-        return load_data(section)
-    except MissingContoursError as error:
-        logger.warning("no Dice and HD95 of %s: %s", ", ".join(error.absent), error)
-        absent = set(error.absent)
-        kept = {
-            name: [one for one in section[name] if one not in absent]
-            for name in ("rois", "contours")
-            if section.get(name) is not None
-        }
-        return load_data(OmegaConf.merge(section, OmegaConf.create(kept)))  # type: ignore[arg-type]
+    _check_contours(section)
+    nowhere: list[str] = []
+    while True:
+        try:
+            return replace(load_data(section), nowhere=tuple(nowhere))
+        except MissingContoursError as error:
+            fewer = _without(section, error.absent)
+            if fewer == section:
+                raise
+            logger.warning("no Dice and HD95 of %s: %s", ", ".join(error.absent), error)
+            nowhere += [name for name in error.absent if name not in error.there]
+            section = fewer
 
 
 def truth_of(patient: PatientData, numbers: Sequence[int] | None = None) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def truth_of(patient: PatientData, numbers: Sequence[int] | None = None) -> dict
             ]
             for label in patient.contours
         },
+        "nowhere": list(patient.nowhere),
         "landmarks": [n for n, points in zip(numbers, series.landmarks, strict=True) if points is not None],
     }
 
@@ -71,9 +74,9 @@ def lacking_lines(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
         found = [record["result"]["truth"] for record in own if "truth" in record["result"]]
         section = own[0]["arguments"].get("data", {}) if own else {}
         reasons = {"dice": _undrawn(section, found), "tre_mean_mm": _without_landmarks(found, rows)}
-        for (measure, title), reason in zip(MEASURES.items(), reasons.values(), strict=True):
+        for measure, reason in reasons.items():
             known = bool(reason) or any(measure in row for row in rows)
-            left = _left(rows, case, measure, title) if known else ""
+            left = _left(rows, case, measure, TITLES[measure]) if known else ""
             if told := ": ".join(filter(None, [reason, left])):
                 lines.append(f"- case {case}: {told}")
     return lines
@@ -81,7 +84,28 @@ def lacking_lines(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
 
 # -- parts of the above
 
-MEASURES = {"dice": "Dice", "tre_mean_mm": "TRE"}
+TITLES = {"dice": "Dice", "tre_mean_mm": "TRE"}  # of what contours and landmarks are for
+
+
+def _check_contours(section: DictConfig) -> None:
+    """Raises InputError for a contour to score that isn't among those to read: none would be scored, silently."""
+    rois, contours = (section.get(name) for name in ("rois", "contours"))
+    if not (rois and OmegaConf.is_list(rois) and OmegaConf.is_list(contours)):
+        return
+    slips = [str(name) for name in contours if name not in rois]
+    if slips:
+        known = ", ".join(map(str, rois))
+        raise InputError(f"data.contours: {', '.join(slips)} must be among data.rois, which are {known}")
+
+
+def _without(section: DictConfig, absent: Collection[str]) -> DictConfig:
+    """A `data` section without some contours."""
+    kept = {
+        name: [one for one in section[name] if one not in absent]
+        for name in ("rois", "contours")
+        if section.get(name) is not None
+    }
+    return OmegaConf.merge(section, OmegaConf.create(kept))  # type: ignore[return-value]
 
 
 def _undrawn(section: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
@@ -96,7 +120,11 @@ def _undrawn(section: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> 
     if not any(drawn.values()):
         return f"no contours of {', '.join(asked)}" if asked else ""
     missing = {name: _scans(found) - drawn.get(name, set()) for name in asked}
-    where = {name: _listed(scans, found) if name in drawn else "the reference" for name, scans in missing.items()}
+    nowhere = {name for truth in found for name in truth.get("nowhere", ())}  # of before: not known
+    where = {
+        name: _listed(scans, found) if name in {*drawn, *nowhere} else "the reference"
+        for name, scans in missing.items()
+    }
     return ", ".join(f"no contour of {name} on {where[name]}" for name, scans in missing.items() if scans)
 
 

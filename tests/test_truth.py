@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import yaml
 from conftest import optional
 from test_scripts import run as run_script
 
+from stnerp.errors import InputError, MissingContoursError
 from stnerp.io.landmarks import read_landmarks
 from stnerp.phantom import Phantom
 
@@ -189,7 +191,7 @@ def test_other_contours_are_named(collection: Path, tmp_path: Path, capsys: pyte
     run("eval_longitudinal_interpolation", tmp_path, *data, "methods=[no_motion]")
     assert all(row["dice_Heart"] for row in rows_of(tmp_path / "metrics.csv"))
     text = (tmp_path / "table_2.md").read_text(encoding="utf-8")
-    assert "- case 1: no contour of GTV on the reference" in text.splitlines()
+    assert "- case 1: no contour of GTV on any scan" in text.splitlines()
     log = (tmp_path / "eval_longitudinal_interpolation.log").read_text(encoding="utf-8")
     assert "no contours of GTV; there are: Lungs, " in log
     assert "none: data.rois='[Lungs]' or data.rois='[]'" in log
@@ -198,6 +200,58 @@ def test_other_contours_are_named(collection: Path, tmp_path: Path, capsys: pyte
         run_script("train_def", f"out={tmp_path / 'fit'}", *data[:-1], "prior=false", "device=cpu")
     assert exit_.value.code == 2
     assert "none: data.rois='[Lungs]' or data.rois='[]'" in capsys.readouterr().err
+
+
+def test_contours_are_left_out_until_the_scans_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading may miss others: what no scan has first, then what the reference doesn't have."""
+    truth, data = importlib.import_module("truth"), importlib.import_module("data")
+    omega_conf = importlib.import_module("configuration").OmegaConf
+    read: list[Any] = []
+
+    def load(section: Any) -> Any:
+        read.append((list(section.rois), list(section.contours)))
+        if "GTV" in section.rois:
+            raise MissingContoursError("no GTV", ["GTV"], ["Heart", "Lungs"])
+        if "Heart" in section.contours:
+            raise MissingContoursError("no Heart", ["Heart"], ["Lungs", "Heart"])
+        return data.PatientData(None, {}, [], 0.0)
+
+    monkeypatch.setattr(truth, "load_data", load)
+    asked = {"rois": ["GTV", "Heart", "Lungs"], "contours": ["GTV", "Heart", "Lungs"]}
+    assert truth.load_what_is_there(omega_conf.create(asked)).nowhere == ("GTV",)
+    assert read[1:] == [(["Heart", "Lungs"], ["Heart", "Lungs"]), (["Lungs"], ["Lungs"])]
+    read.clear()
+    # A slip is one, and not a contour that isn't drawn.
+    for contours in (["Tumr"], ["GTV", "Tumr"]):
+        with pytest.raises(InputError, match=r"data.contours: Tumr must be among data.rois") as error:
+            truth.load_what_is_there(omega_conf.create(asked | {"contours": contours}))
+        assert not isinstance(error.value, MissingContoursError)
+    assert read == []
+    # Nothing was asked for, whatever is to be scored.
+    assert truth.load_what_is_there(omega_conf.create({"rois": [], "contours": ["Tumor"]})).nowhere == ()
+
+
+def test_a_contour_is_on_no_scan_or_not_on_the_reference(tmp_path: Path) -> None:
+    truth = importlib.import_module("truth")
+    image = sitk.GetImageFromArray(np.random.default_rng(0).random((8, 8, 8), np.float32))
+    label = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+    label[2, 2, 2] = 2
+    names = [str(tmp_path / name) for name in ("0.mha", "1.mha", "m0.mha", "m1.mha")]
+    sitk.WriteImage(image, names[0])
+    sitk.WriteImage(image, names[1])
+    sitk.WriteImage(label, names[2])
+    label[4, 4, 4] = 3
+    sitk.WriteImage(label, names[3])
+    section = {"images": names[:2], "times": [0, 7], "masks": names[2:], "contours": ["heart", "node", "cyst"]}
+    section |= {"label_names": {2: "heart", 3: "node", 4: "cyst"}, "kind": "files", "window": [0, 1]}
+    section |= {"reference": 0, "period": None, "landmarks": None}
+    patient = truth.load_what_is_there(importlib.import_module("configuration").OmegaConf.create(section))
+    assert (patient.contours, patient.nowhere) == ([2], ("cyst",))
+    result = {"truth": truth.truth_of(patient), "images": []}
+    arguments = {"case": 1, "data": section}
+    assert truth.lacking_lines([{"arguments": arguments, "result": result}], []) == [
+        "- case 1: no contour of node on the reference, no contour of cyst on any scan"
+    ]
 
 
 # -- which data
