@@ -269,11 +269,11 @@ def test_one_table_has_one_patient_for_a_case(
 ) -> None:
     """Whatever method and scan are asked for. What is mistyped leaves no record that blocks the right command."""
     arguments = [*COMMON, *WEEKS, f"data.root={stand_ins / 'weeks'}", "held_out=[3]"]
-    run("eval_longitudinal_interpolation", tmp_path, *arguments, "methods=[no_motion]")
+    run("eval_longitudinal_interpolation", tmp_path, *arguments, "methods=[no_motion,stnerp_fast]", QUICK)
     for more, says in (
         (["data.window=lung", "methods=[nearest_image]"], "with other data"),
         (["cases=[{}, {seed: 1}]", "data.seed=2", "methods=[nearest_image]"], "with other data"),
-        (["held_out=[4]", "methods=[no_motion]", "options={no_motion: {a: 1}}"], "with other options"),
+        (["held_out=[4]", "methods=[stnerp_fast]", "options={stnerp_fast: {seed: 1}}"], "with other options"),
     ):
         with pytest.raises(SystemExit):
             run("eval_longitudinal_interpolation", tmp_path, *arguments, *more)
