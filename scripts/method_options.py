@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,7 +13,7 @@ import pair_methods
 
 from stnerp import InputError, StnerpError
 from stnerp.device import device_of
-from stnerp.presets import DefNetSettings, Level, RefNetSettings, preset_of, with_changes
+from stnerp.presets import DefNetSettings, RefNetSettings, preset_of, with_changes
 from stnerp.window import Window
 
 Hints = Mapping[str, Any]
@@ -76,23 +75,7 @@ def check_settings(function: Callable[..., Any], fixed: Mapping[str, Any], given
     if "preset" in fixed:
         preset = preset_of(fixed["preset"])
         with_changes(preset.def_net, {name: given[name] for name in given if name in hints_of(DefNetSettings)})
-        for level in given.get("levels", ()):
-            check_level(level)
         check_ref_net(given.get("ref_net") or {}, preset.ref_net)
-
-
-def check_level(level: Any) -> None:
-    """A level, in a form that `with_changes` takes, holds whole numbers where it must: 60, not 60.0.
-
-    Raises:
-        InputError: it doesn't.
-    """
-    names = [field.name for field in fields(Level)]
-    values = level if isinstance(level, Mapping) else dict(zip(names, level, strict=False))
-    try:
-        check_values(values, get_type_hints(Level), names)
-    except InputError as error:
-        raise InputError(f"levels: {error}") from None
 
 
 def check_ref_net(given: Mapping[str, Any], preset: RefNetSettings) -> None:
@@ -127,7 +110,7 @@ def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def hints_of(settings: type) -> dict[str, Any]:
-    """The types of a network's settings; of levels those within, see `check_level`."""
+    """The types of a network's settings; levels have their own check, `presets.with_changes`."""
     return {name: Any if name == "levels" else hint for name, hint in get_type_hints(settings).items()}
 
 

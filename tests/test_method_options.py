@@ -75,7 +75,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stnerp_fast": {"diffusion": -1}}, "stnerp_fast: diffusion: -1 must be a finite number, not negative"),
     ({"stnerp_fast": {"squarings": 4.0}}, "squarings: 4.0 must be a whole number, without a point"),
     ({"stnerp_fast": {"levels": 2}}, "levels: 2 must be a list of (spacing_mm, "),
-    ({"stnerp_fast": {"levels": [[15, 30, 4.0]]}}, "levels: iterations: 4.0 must be a whole number, without"),
+    ({"stnerp_fast": {"levels": [[15, 30, 4.5]]}}, "levels: iterations: 4.5 must be a whole number"),
     ({"stnerp_fast": {"levels": [{"spacing_mm": 8}]}}, "levels: {'spacing_mm': 8} must be (spacing_mm, "),
     ({"stnerp_fast": {"ref_net": {"iterations": 2}}}, "stnerp_fast: ref_net: this row has no Ref-Net"),
     ({"stnerp_fast_prior": {"ref_net": 2}}, "ref_net: 2 must be settings by name"),
