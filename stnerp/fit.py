@@ -46,7 +46,7 @@ from stnerp.time_basis import TimeBasis
 from stnerp.uniform_adam import UniformAdam
 from stnerp.velocity import exponential
 from stnerp.warm_start import RATE, Init, start_from
-from stnerp.warp import pulled_back, sample, smoothed
+from stnerp.warp import NARROW, pulled_back, sample, smoothed
 from stnerp.watch import EVERY, Watch
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 Similarity = Callable[[torch.Tensor, slice], torch.Tensor]  # of a moved slab of slices
 Places = Callable[[slice], torch.Tensor]  # cube points (1, z, y, x, 3) of a slab of slices
 
+
+#: From this σ on, in voxels, what makes the reference's voxels as wide as a target's is read within these.
+WIDER = 0.15
 
 #: Raised whenever the same scans, settings and seed give another model: a half-done fit doesn't go on under
 #: another loss, and tables tell results of one revision from another's.
@@ -378,7 +381,9 @@ class _Target:
 
     time: float
     voxels: Grid  # that are compared: the image's own, or coarser ones
-    places: Places | None  # where pre-alignment has them in the reference's cube; None: where the level's own are
+    # Where pre-alignment has them in the reference's cube (None: where the level's own are), each with its weight:
+    # their middles, and points within those that are wider than the reference's.
+    places: Sequence[tuple[float, Places | None]]
     similarity: Similarity
     share: Callable[[slice], float]  # of a slab's voxels that are compared, beside the same of the whole image
     overlap: int  # of slabs, in slices: each window lies whole in one
@@ -426,6 +431,7 @@ class _Level:
         if isinstance(reference, RefNet):  # the Gaussian that voxels pass before, it passes after
             self.reference = partial(_network_values, reference, grid)
             moved_smoothing = math.hypot(settings.smoothing, sigma_mm[0] / min(grid.spacing_mm))
+            sigma_mm = (0.0, 0.0, 0.0)
         else:  # read between its voxels, so it is kept at twice the resolution
             fine, _ = on_grid(
                 reference[part], grid, level.voxels(grid, refine=2), sigma_mm=sigma_mm, device=device
@@ -445,27 +451,35 @@ class _Level:
             values, shown = compared(image, series.window)
             values, shown = values[box.within(own)], None if shown is None else shown[box.within(own)]
             back = np.linalg.inv(alignments[i])
-            voxels, places = self.voxels, None
+            voxels, to_cube = self.voxels, None
             if not (box.is_close(grid) and np.allclose(alignments[i], np.eye(4))):
                 voxels = level.voxels_beside(grid, box)
-                places = _places(grid.world_to_cube_matrix @ back @ voxels.index_to_world_matrix, voxels, device)
+                to_cube = grid.world_to_cube_matrix @ back @ voxels.index_to_world_matrix
             # Of two slice thicknesses both get the larger one: this image now, the reference after it is moved.
-            sigma_mm = level.aliasing_sigma_mm(grid, box)
-            target, covered = on_grid(values, box, voxels, None, sigma_mm, device, True, shown)
+            own_sigma_mm = level.aliasing_sigma_mm(grid, box)
+            target, covered = on_grid(values, box, voxels, None, own_sigma_mm, device, True, shown)
             covered = covered & covered_on(grid, voxels, back)
             if seen is not None:
                 covered = covered & covered_on(series.grid, voxels, back, seen)
             weight = None if covered.all() else _tensor(covered, device)
             fixed = smoothed(_tensor(target, device), level.smoothing(grid, settings.smoothing, voxels))
+            wider = _wider(box, grid, voxels, own_sigma_mm, sigma_mm)
+            within = [s if s >= WIDER else 0.0 for s in wider]
             moved_sigma = np.hypot(
                 level.smoothing(grid, moved_smoothing, voxels),
-                np.divide(thicker_sigma_mm(box, grid), voxels.spacing_mm)[::-1],
+                [0.0 if inside else s for s, inside in zip(wider, within, strict=True)][::-1],
             )
             radius, _, _ = losses.box_radii(voxels.shape, voxels.spacing_mm, settings.window_mm)
             self.targets[i] = _Target(
                 time=series.times[i],
                 voxels=voxels,
-                places=places,
+                places=[
+                    (
+                        weight,
+                        None if to_cube is None else _places(to_cube @ homogeneous(np.eye(3), at), voxels, device),
+                    )
+                    for weight, at in _points_within(within)
+                ],
                 similarity=_similarity(settings, fixed, weight, voxels, contrast),
                 share=_share_of(covered),
                 overlap=max(2, radius),
@@ -594,7 +608,11 @@ class _Level:
     def _pull_back(self, displacement: torch.Tensor, target: _Target, slab: slice) -> torch.Tensor:
         """The reference at p + u(p) for the voxels p of a slab of a target, (1, 1, z, y, x)."""
         shape, sigma = target.voxels.shape, target.moved_sigma
-        return pulled_back(self.reference, displacement, shape, slab, sigma, target.places)
+        first, *others = (
+            weight * pulled_back(self.reference, displacement, shape, slab, sigma, places)
+            for weight, places in target.places
+        )
+        return sum(others, first)
 
 
 Penalty = Callable[[torch.Tensor, Triple], torch.Tensor]
@@ -622,6 +640,37 @@ def _share_of(covered: np.ndarray) -> Callable[[slice], float]:
     of_slices = covered.mean(axis=(1, 2))
     whole = of_slices.mean()
     return lambda slab: float(of_slices[slab].mean() / whole) if whole else 1.0
+
+
+def _wider(
+    image: Grid, reference: Grid, voxels: Grid, image_sigma_mm: Triple, reference_sigma_mm: Triple
+) -> list[float]:
+    """σ along an image's x, y and z, in voxels, of what makes the reference's voxels as wide as the image's.
+
+    Less what the reference's Gaussian of the level (`reference_sigma_mm`) has done, where the image, whose voxels
+    are too wide for it, doesn't pass it.
+    """
+    spacing_mm = np.asarray(voxels.spacing_mm)
+    passed = np.where(np.divide(image_sigma_mm, spacing_mm) < NARROW, min(reference_sigma_mm), 0.0)
+    squares = np.square(thicker_sigma_mm(image, reference)) - np.square(passed)
+    sigmas: list[float] = (np.sqrt(squares.clip(min=0.0)) / spacing_mm).tolist()
+    return sigmas
+
+
+def _points_within(sigma: Sequence[float]) -> list[tuple[float, np.ndarray]]:
+    """Weights, and points (x, y, z) from a voxel's middle, whose standard deviation is `sigma` along each axis.
+
+    For a slice that is read in a thin one's stead Simpson's rule: its middle and its faces. Exact for a Gaussian
+    average of polynomials of the fifth degree along each axis.
+    """
+    axes = [axis for axis, s in enumerate(sigma) if s > 0]
+    points = [(1 - len(axes) / 3, np.zeros(3))] if len(axes) < 3 else []
+    for axis in axes:
+        for side in (-1, 1):
+            at = np.zeros(3)
+            at[axis] = side * math.sqrt(3) * sigma[axis]
+            points.append((1 / 6, at))
+    return points
 
 
 def _places(matrix: np.ndarray, voxels: Grid, device: torch.device) -> Places:

@@ -125,13 +125,8 @@ def thicker_sigma_mm(grid: Grid, other: Grid) -> Triple:
     return _root_over_12(np.square(grid.spacing_mm) - _squares_along(grid, other))
 
 
-def spacing_along(grid: Grid, other: Grid) -> np.ndarray:
-    """How wide another grid's voxels are along a grid's x, y and z, (3,), in mm: as boxes, by their variance."""
-    widths_mm: np.ndarray = np.sqrt(_squares_along(grid, other))
-    return widths_mm
-
-
 def _squares_along(grid: Grid, other: Grid) -> np.ndarray:
+    """Squared width (3,), mm², of another grid's voxels along a grid's x, y and z: as boxes, by their variance."""
     cosines = np.reshape(grid.direction, (3, 3)).T @ np.reshape(other.direction, (3, 3))
     squares_mm: np.ndarray = cosines**2 @ np.square(other.spacing_mm)
     return squares_mm

@@ -15,7 +15,7 @@ import numpy as np
 
 from stnerp.errors import InputError
 from stnerp.geometry import Grid, Triple, slab_count
-from stnerp.preprocess import spacing_along, thinner_sigma_mm
+from stnerp.preprocess import thinner_sigma_mm
 from stnerp.warp import Shape
 
 
@@ -82,9 +82,13 @@ class Level:
         return grid.with_spacing((x, y, z))
 
     def voxels_beside(self, reference: Grid, grid: Grid) -> Grid:
-        """The voxels of an image on `grid` as they are compared, never finer than its own nor the reference's."""
-        widest = np.maximum(grid.spacing_mm, spacing_along(grid, reference)).clip(min=self.spacing_mm or 0.0)
-        x, y, z = widest.tolist()
+        """The voxels of an image on `grid` as they are compared, not finer than its own or the reference's finest.
+
+        Beside a reference of thick slices they stay thin: slices thinned out as far lie between the reference's,
+        where it has to be interpolated, all of them; among thin ones some lie at them.
+        """
+        finest_mm = max(self.spacing_mm or 0.0, min(reference.spacing_mm))
+        x, y, z = (max(finest_mm, s) for s in grid.spacing_mm)
         return grid.with_spacing((x, y, z))
 
     def steps(self, shapes: Sequence[Shape], voxels_per_step: int | None) -> int:

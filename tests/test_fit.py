@@ -30,7 +30,7 @@ from stnerp import (
 )
 from stnerp.checkpoint import read_checkpoint
 from stnerp.def_net import FactorisedDefNet, def_net_of
-from stnerp.fit import VELOCITY_PENALTIES, _Level
+from stnerp.fit import VELOCITY_PENALTIES, _Level, _points_within
 from stnerp.geometry import Grid, apply_affine, homogeneous
 from stnerp.losses import LocalNCC
 from stnerp.phantom import Phantom
@@ -39,6 +39,7 @@ from stnerp.presets import FAST, Level
 from stnerp.resume import KIND
 from stnerp.time_basis import TimeBasis
 from stnerp.velocity import exponential
+from stnerp.warp import pulled_back
 from stnerp.watch import Watch
 from stnerp.window import Window
 
@@ -220,6 +221,51 @@ def test_slices_of_two_thicknesses_are_compared_at_one(thick_one: int, monkeypat
         found = fit_deformation(series, align="none", levels=[(2, 8, 1)], progress=False)
         losses.append(found.history[0]["local_ncc"])
     assert losses[0] < 0.7 * losses[1]
+
+
+@pytest.mark.parametrize("axes", [(), (2,), (0, 2), (0, 1, 2)])
+def test_points_within_a_voxel_have_its_moments(axes: tuple[int, ...]) -> None:
+    sigma = np.array([0.2, 0.27, 0.289]) * [axis in axes for axis in range(3)]
+    points = _points_within(sigma)
+    weights, at = np.array([weight for weight, _ in points]), np.array([at for _, at in points])
+    assert len(points) == (6 if len(axes) == 3 else 2 * len(axes) + 1)
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights @ at, 0, atol=1e-12)
+    np.testing.assert_allclose((at.T * weights) @ at, np.diag(sigma**2), atol=1e-12)
+    np.testing.assert_allclose(weights @ at**4, 3 * sigma**4, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 2], ids=["z", "x"])
+@pytest.mark.parametrize("level_mm", [None, 2.0])
+def test_a_thin_reference_is_averaged_over_a_target_s_thick_slice(axis: int, level_mm: float | None) -> None:
+    """The same thing in voxels of 1 mm and in slices of 6: read at their middles alone it would be another."""
+    shape = [20, 20, 20]
+    shape[axis] = 48
+    noise = np.random.default_rng(0).normal(size=shape)
+    voxels = scipy.ndimage.gaussian_filter(noise, 2.5, mode="nearest")
+    voxels = (0.5 + 0.1 * voxels / voxels.std()).astype(np.float32)
+    spacing = [1.0, 1.0, 1.0]
+    spacing[2 - axis] = 6.0
+    origin = [0.0, 0.0, 0.0]
+    origin[2 - axis] = 2.5
+    fine = Grid((shape[2], shape[1], shape[0]), (1.0, 1.0, 1.0))
+    slices = np.moveaxis(np.moveaxis(voxels, axis, 0).reshape(8, 6, 20, 20).mean(1), 0, axis)
+    thick = Grid((slices.shape[2], slices.shape[1], slices.shape[0]), tuple(spacing), tuple(origin))
+    series = load_series([fine.image(voxels), thick.image(slices)], [0.0, 1.0], window=Window(0.0, 1.0))
+    level = Level(level_mm, 8, 1)
+    settings = dataclasses.replace(FAST.def_net, smoothing=0.0, levels=(level,), width=8)
+    net = def_net_of(fine, TimeBasis(series.times, 0.0, None), settings)
+    compared = _Level(net, voxels, series, np.stack([np.eye(4)] * 2), settings, {}, level)
+    target = compared.targets[1]
+    still = torch.zeros(1, 3, *compared.lattice.shape)
+    assert isinstance(target.similarity, LocalNCC)
+    fixed = target.similarity.fixed
+    middles = pulled_back(compared.reference, still, target.voxels.shape, places=target.places[0][1])
+    averaged = compared._pull_back(still, target, slice(None))
+    off = {"middles": middles - 0.5 - fixed, "averaged": averaged - 0.5 - fixed}
+    error = {name: float(values[0, 0, 1:-1, 1:-1, 1:-1].std()) for name, values in off.items()}
+    # What is left is of Simpson's rule, and of a level's Gaussian of 0.87 mm along the slices.
+    assert error["averaged"] < 0.3 * error["middles"]
 
 
 def test_loss_is_the_sum_of_its_terms(phantom_series: Series) -> None:

@@ -15,7 +15,6 @@ from stnerp.preprocess import (
     gaussian_resize,
     normalised,
     on_grid,
-    spacing_along,
     thicker_sigma_mm,
     thinner_sigma_mm,
 )
@@ -225,7 +224,6 @@ def test_thickness_is_looked_at_along_a_grid_s_own_axes() -> None:
     # Along the first grid's axes here: what the second one lacks.
     assert thicker_sigma_mm(axial, coronal) == (0, 0, pytest.approx(np.sqrt(35 / 12)))
     assert thicker_sigma_mm(coronal, axial) == (0, 0, pytest.approx(np.sqrt(21 / 12)))
-    assert spacing_along(coronal, axial) == pytest.approx((1, 6, 2))
 
 
 # -- gaussian_resize
