@@ -58,7 +58,7 @@ class Level:
     """One level of the fit, coarse to fine.
 
     Attributes:
-        spacing_mm: spacing of the voxels that are compared, never finer than the reference's own; None: its own.
+        spacing_mm: spacing of the voxels that are compared, no finer than an image has; None: the reference's own.
         lattice_mm: spacing of the lattice that carries the velocity; None: that of the voxels.
         iterations: steps of Adam, where a step looks at every voxel (else see `steps`).
         times_per_step: target times that a step looks at, drawn anew for each; None: all of them.
@@ -82,12 +82,13 @@ class Level:
         return grid.with_spacing((x, y, z))
 
     def voxels_beside(self, reference: Grid, grid: Grid) -> Grid:
-        """The voxels of an image on `grid` as they are compared, not finer than its own or the reference's finest.
+        """The voxels of an image on `grid` as they are compared: no finer than its own, nor than the level's, or,
+        where that has no spacing, the reference's finest.
 
         Beside a reference of thick slices they stay thin: slices thinned out as far lie between the reference's,
         where it has to be interpolated, all of them; among thin ones some lie at them.
         """
-        finest_mm = max(self.spacing_mm or 0.0, min(reference.spacing_mm))
+        finest_mm = self.spacing_mm or min(reference.spacing_mm)
         x, y, z = (max(finest_mm, s) for s in grid.spacing_mm)
         return grid.with_spacing((x, y, z))
 

@@ -172,11 +172,12 @@ def test_gaussians_of_a_level() -> None:
     )
 
 
-def test_an_image_is_compared_at_its_own_voxels_but_never_at_finer_ones_than_the_reference_s_finest() -> None:
+def test_an_image_is_compared_at_its_own_voxels_but_never_at_finer_ones_than_the_level_s() -> None:
     thin, thick = Grid((50, 50, 40), (1.0, 1.0, 1.0)), Grid((50, 50, 8), (1.5, 1.5, 5.0))
     finest = Level(None, None, 1)
     assert finest.voxels_beside(thin, thick).is_close(thick)
     assert finest.voxels_beside(thick, thin).spacing_mm == pytest.approx((49 / 33, 49 / 33, 39 / 26))
+    assert Level(1.2, None, 1).voxels_beside(thick, thin).spacing_mm == pytest.approx((49 / 41, 49 / 41, 39 / 32))
     assert Level(2, None, 1).voxels_beside(thin, thick).spacing_mm == pytest.approx((73.5 / 37, 73.5 / 37, 5))
 
 
