@@ -37,7 +37,8 @@ FEW_STEPS = (
     "{stnerp_fast: {levels: [[20,30,2]]}, stnerp_fast_prior: {levels: [[20,30,2]], ref_net: {iterations: 2}}, "
     f"stnerp_paper: {{{PAPER}, ref_net: {PAPER_REF}}}, stnerp_paper_without_prior: {{{PAPER}}}, "
     f"dlir: {{{CNN}}}, anatomy_cnn: {{{CNN}}}, idir: {{iterations: 2, points_per_step: 100}}, "
-    "cycle_idir: {iterations: 2, points_per_step: 100}}"
+    "cycle_idir: {iterations: 2, points_per_step: 100}, convexadam: {spacing_mm: 10, iterations: 2}, "
+    "elastix_bspline: {iterations: 5, linear_iterations: 5, samples: 500, grid_spacing_mm: 40}}"
 )
 
 
