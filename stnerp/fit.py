@@ -473,13 +473,7 @@ class _Level:
             self.targets[i] = _Target(
                 time=series.times[i],
                 voxels=voxels,
-                places=[
-                    (
-                        weight,
-                        None if to_cube is None else _places(to_cube @ homogeneous(np.eye(3), at), voxels, device),
-                    )
-                    for weight, at in _points_within(within)
-                ],
+                places=[(1.0, None)] if to_cube is None else _places_within(to_cube, within, voxels, device),
                 similarity=_similarity(settings, fixed, weight, voxels, contrast),
                 share=_share_of(covered),
                 overlap=max(2, radius),
@@ -660,8 +654,8 @@ def _wider(
 def _points_within(sigma: Sequence[float]) -> list[tuple[float, np.ndarray]]:
     """Weights, and points (x, y, z) from a voxel's middle, whose standard deviation is `sigma` along each axis.
 
-    For a slice that is read in a thin one's stead Simpson's rule: its middle and its faces. Exact for a Gaussian
-    average of polynomials of the fifth degree along each axis.
+    For a thick slice beside thin ones nearly Simpson's rule: its middle, and close to its faces. Exact for a
+    Gaussian average of polynomials of the fifth degree along each axis.
     """
     axes = [axis for axis, s in enumerate(sigma) if s > 0]
     points = [(1 - len(axes) / 3, np.zeros(3))] if len(axes) < 3 else []
@@ -671,6 +665,16 @@ def _points_within(sigma: Sequence[float]) -> list[tuple[float, np.ndarray]]:
             at[axis] = side * math.sqrt(3) * sigma[axis]
             points.append((1 / 6, at))
     return points
+
+
+def _places_within(
+    to_cube: np.ndarray, sigma: Sequence[float], voxels: Grid, device: torch.device
+) -> list[tuple[float, Places]]:
+    """Weights and places of the points within voxels (`_points_within`); a (4, 4) takes indices to a cube."""
+    return [
+        (weight, _places(to_cube @ homogeneous(np.eye(3), at), voxels, device))
+        for weight, at in _points_within(sigma)
+    ]
 
 
 def _places(matrix: np.ndarray, voxels: Grid, device: torch.device) -> Places:

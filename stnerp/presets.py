@@ -88,9 +88,8 @@ class Level:
         Beside a reference of thick slices they stay thin: slices thinned out as far lie between the reference's,
         where it has to be interpolated, all of them; among thin ones some lie at them.
         """
-        finest_mm = self.spacing_mm or min(reference.spacing_mm)
-        x, y, z = (max(finest_mm, s) for s in grid.spacing_mm)
-        return grid.with_spacing((x, y, z))
+        level = self if self.spacing_mm is not None else replace(self, spacing_mm=min(reference.spacing_mm))
+        return level.voxels(grid)
 
     def steps(self, shapes: Sequence[Shape], voxels_per_step: int | None) -> int:
         """Steps of Adam: √n times `iterations` where a step looks at an n-th of the voxels alone.
