@@ -599,6 +599,8 @@ def test_slabs_of_a_turned_target_together_count_as_the_whole() -> None:
     weighted = [target.share(slab) * similarity(slab) for slab in parts]
     assert np.mean(weighted) == pytest.approx(similarity(slice(None)), rel=1e-5)
     assert target.share(parts[0]) < 0.7 < 1.2 < target.share(parts[1])
+    terms = [float(compared._terms(still, target, slab)["mse"]) for slab in parts]
+    assert terms == pytest.approx(weighted, rel=1e-5)
 
     per_step = target.voxels.voxels // 4
     assert round(grid.voxels / per_step) == 2  # of the reference's own there would be two, and √2 times 4 steps

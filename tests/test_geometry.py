@@ -267,6 +267,10 @@ def test_slabs_of_images_of_other_sizes() -> None:
     # Each slab of an image as often as the others: 400 ± 16 and 300 ± 15 of 1200 draws, four standard deviations.
     assert all(abs(n - 400) < 66 for n in of_each[0].values())
     assert all(abs(n - 300) < 60 for n in of_each[1].values())
+    # So with two images: a start drawn from the larger count alone would show the third slab of three 300 times.
+    first = Counter(random_slabs(shapes[:2], 1000, draw, overlaps[:2])[0].start for _ in range(1200))
+    assert len(first) == 3
+    assert all(abs(n - 400) < 66 for n in first.values())
 
 
 def test_as_many_slabs_as_are_counted() -> None:
